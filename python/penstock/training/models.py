@@ -1,0 +1,200 @@
+"""Sequence classifiers: embedding or features, a recurrent encoder, pooling, a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import penstock
+from penstock import nn
+from penstock.nn.module import no_backprop
+from penstock.training.errors import UserError
+from penstock.training.pooling import POOLINGS, PoolOutput
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a classifier is built from.
+
+    Attributes:
+        classes: number of classes C.
+        vocabulary_size: number of tokens V; 0 for sequences of feature vectors.
+        input_size: size of an embedding or feature vector, D.
+        encoder: a name registered with `register_encoder`.
+        hidden: features of one direction of the encoder, H.
+        layers: encoder layers.
+        bidirectional: whether the encoder runs both ways.
+        dropout: probability, on the embeddings, between the encoder's layers and after pooling.
+        pooling: "last", "max" or "mean".
+        freeze_embeddings: keep the embeddings as they are given.
+        seed: of the initial weights and the dropout masks.
+    """
+
+    classes: int
+    vocabulary_size: int
+    input_size: int
+    encoder: str = "sru"
+    hidden: int = 128
+    layers: int = 2
+    bidirectional: bool = False
+    dropout: float = 0.0
+    pooling: str = "max"
+    freeze_embeddings: bool = False
+    seed: int = 0
+
+    @property
+    def directions(self) -> int:
+        """2 if bidirectional, otherwise 1."""
+        return 2 if self.bidirectional else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as a dict fit for JSON."""
+        return asdict(self)
+
+
+EncoderBuilder = Callable[[ModelOptions, int], Any]
+_ENCODERS: dict[str, EncoderBuilder] = {}
+
+
+def register_encoder(name: str) -> Callable[[EncoderBuilder], EncoderBuilder]:
+    """Offer an encoder under `name`, on the command line as ``--model name``.
+
+    The decorated function takes `ModelOptions` and a seed, and returns a layer. The layer is
+    called as ``layer(x, lengths=lengths, training=..., need_grad=...)`` with x (T, B, input_size)
+    and lengths int (B,) or None, and its output's `y` is (T, B, directions * hidden), which is
+    then pooled, or (B, directions * hidden), which is taken as it is.
+    """
+
+    def decorate(builder: EncoderBuilder) -> EncoderBuilder:
+        if name in _ENCODERS:
+            raise ValueError(f"name: {name!r} is registered already")
+        _ENCODERS[name] = builder
+        return builder
+
+    return decorate
+
+
+def encoder_names() -> list[str]:
+    """Return the names of the registered encoders, sorted."""
+    return sorted(_ENCODERS)
+
+
+@register_encoder("sru")
+def _build_sru(options: ModelOptions, seed: int) -> Any:
+    return penstock.SRU(
+        options.input_size,
+        options.hidden,
+        options.layers,
+        bidirectional=options.bidirectional,
+        dropout=options.dropout,
+        seed=seed,
+    )
+
+
+class ClassifierOutput(NamedTuple):
+    """`y`: logits (B, C). `backprop(dy)` returns `ClassifierGrads`."""
+
+    y: Any
+    backprop: Callable[..., ClassifierGrads]
+
+
+class ClassifierGrads(NamedTuple):
+    """`dx`: gradient of features (T, B, D), None for tokens. `dparameters`: name -> gradient."""
+
+    dx: Any
+    dparameters: dict[str, Any]
+
+
+class SequenceClassifier(nn.Layer):
+    """Embedding (of tokens), dropout, encoder, pooling over time, dropout, linear layer.
+
+    Args:
+        options: see `ModelOptions`.
+        embeddings: initial embeddings, float32 (V, D); None draws them from N(0, 1), the unit
+            variance that the SRU's published initialisation expects of its input.
+
+    Raises:
+        UserError: the encoder or the pooling is unknown.
+        ValueError: `embeddings` has the wrong shape.
+    """
+
+    def __init__(self, options: ModelOptions, embeddings: np.ndarray | None = None) -> None:
+        super().__init__()
+        if options.encoder not in _ENCODERS:
+            raise UserError(
+                f"--model: expected one of {', '.join(encoder_names())}, got {options.encoder!r}"
+            )
+        if options.pooling not in POOLINGS:
+            raise UserError(
+                f"--pooling: expected one of {', '.join(POOLINGS)}, got {options.pooling!r}"
+            )
+        self.options = options
+        # One seed a part, so that a change of one part leaves the others' weights alone.
+        seeds = [int(s) for s in np.random.SeedSequence(options.seed).generate_state(5)]
+        width = options.directions * options.hidden
+        self.embedding: nn.Embedding | None = None
+        if options.vocabulary_size:
+            self.embedding = nn.Embedding(
+                options.vocabulary_size,
+                options.input_size,
+                padding_idx=0,
+                frozen=options.freeze_embeddings,
+                weight=embeddings,
+                seed=seeds[0],
+            )
+        # Pixels and other features are few: to drop some of them would hide the input.
+        self.input_dropout = nn.Dropout(
+            options.dropout if options.vocabulary_size else 0.0, seed=seeds[1]
+        )
+        self.encoder = _ENCODERS[options.encoder](options, seeds[2])
+        self.output_dropout = nn.Dropout(options.dropout, seed=seeds[3])
+        self.output = nn.Linear(width, options.classes, seed=seeds[4])
+
+    def __call__(
+        self,
+        x: Any,
+        *,
+        lengths: Any = None,
+        training: bool = False,
+        need_grad: bool | None = None,
+    ) -> ClassifierOutput:
+        """Score a batch.
+
+        Args:
+            x: token numbers int (T, B), or features float32 (T, B, D); T >= 1.
+            lengths: int (B,), valid steps of each sequence, at least 1; None means T.
+            training: apply dropout.
+            need_grad: keep what `backprop` needs; None means `training`.
+        """
+        need = training if need_grad is None else need_grad
+        mode = {"training": training, "need_grad": need}
+        embedded = None if self.embedding is None else self.embedding(x, **mode)
+        dropped = self.input_dropout(x if embedded is None else embedded.y, **mode)
+        encoded = self.encoder(dropped.y, lengths=lengths, **mode)
+        pooled = (
+            POOLINGS[self.options.pooling](encoded.y, lengths, self.options.directions)
+            if encoded.y.ndim == 3
+            else PoolOutput(encoded.y, lambda dy: dy)
+        )
+        thinned = self.output_dropout(pooled.y, **mode)
+        logits = self.output(thinned.y, **mode)
+        if not need:
+            return ClassifierOutput(logits.y, no_backprop)
+
+        def backprop(dy: Any) -> ClassifierGrads:
+            output = logits.backprop(dy)
+            encoder = encoded.backprop(pooled.backprop(thinned.backprop(output.dx).dx))
+            gradients = nn.prefix_gradients(
+                encoder=encoder.dparameters, output=output.dparameters
+            )
+            if embedded is None:
+                return ClassifierGrads(dropped.backprop(encoder.dx).dx, gradients)
+            if not self.options.freeze_embeddings:
+                words = embedded.backprop(dropped.backprop(encoder.dx).dx)
+                gradients.update(nn.prefix_gradients(embedding=words.dparameters))
+            return ClassifierGrads(None, gradients)
+
+        return ClassifierOutput(logits.y, backprop)

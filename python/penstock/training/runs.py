@@ -1,0 +1,668 @@
+"""Runs on disk: training one, or one for each fold, and loading a trained model again.
+
+A run's folder holds
+
+    config.json              the options of the run, as resolved
+    model.json               what is needed to rebuild the model and read its input
+    model.safetensors        the weights that were kept
+    vocabulary.txt           text only: one token per line
+    checkpoint.safetensors   the whole state of the training, for resuming
+    metrics.json             figures, history, options and versions
+    learning_curve.png
+
+and a run over folds holds config.json, metrics.json and one such folder for each fold.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penstock.training import batching, digits, tables
+from penstock.training.batching import Examples, FeatureExamples, TokenExamples
+from penstock.training.checkpoints import read_json, write_json_atomically
+from penstock.training.config import DIGITS, RESUMABLE, TrainConfig, option_name
+from penstock.training.embeddings import read_embeddings
+from penstock.training.errors import UserError
+from penstock.training.loop import (
+    FitOptions,
+    Observer,
+    Progress,
+    device_module,
+    fit,
+    predict_logits,
+)
+from penstock.training.metrics import report
+from penstock.training.models import ModelOptions, SequenceClassifier, encoder_names
+from penstock.training.plots import plot_learning_curve
+from penstock.training.pooling import POOLINGS
+from penstock.training.text import TOKENIZERS, Tokenizer, Vocabulary
+
+CONFIG, MODEL, WEIGHTS = "config.json", "model.json", "model.safetensors"
+VOCABULARY, CHECKPOINT = "vocabulary.txt", "checkpoint.safetensors"
+METRICS, CURVE = "metrics.json", "learning_curve.png"
+
+SCHEDULES = ("cosine", "constant")
+
+
+class RunObserver(Observer):
+    """An observer that is also told of folds and of data."""
+
+    def data_loaded(self, lines: Sequence[str]) -> None:
+        """The data are read; `lines` describe them."""
+
+    def fold_started(self, number: int, folds: int) -> None:
+        """Fold `number`, from 1, of `folds` starts."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The rows of a run: those of the data file, then those of the dev and test files."""
+
+    labels: np.ndarray  # int64 (N,)
+    names: list[str]  # of the C classes
+    tokens: list[list[str]] | None  # N tokenised texts
+    features: np.ndarray | None  # float32 (N, T, D)
+    input_spec: dict[str, Any]  # for model.json
+    digests: dict[str, str]
+    parts: dict[str, np.ndarray]  # "data", "dev" and "test": indices
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class _Split:
+    train: np.ndarray
+    dev: np.ndarray
+    test: np.ndarray
+
+
+def _limited(count: int, limit: int | None, seed: int) -> np.ndarray:
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
+
+
+def _load_digits(config: TrainConfig) -> _Data:
+    features, labels = digits.load_digits()
+    chosen = _limited(len(labels), config.limit, config.seed)
+    return _Data(
+        labels[chosen],
+        [str(digit) for digit in range(digits.CLASSES)],
+        None,
+        features[chosen],
+        {"kind": "pixels", "steps": digits.STEPS},
+        {},
+        {"data": np.arange(len(chosen))},
+    )
+
+
+def _load_text(config: TrainConfig) -> _Data:
+    assert config.data is not None
+    tokenizer = Tokenizer(config.tokenizer, lowercase=config.lowercase)
+    files = {"data": config.data, "dev": config.dev, "test": config.test}
+    tokens: list[list[str]] = []
+    labels: list[str] = []
+    digests: dict[str, str] = {}
+    parts: dict[str, np.ndarray] = {}
+    columns: tuple[str | None, str | None] = (config.label, config.text)
+    for part, name in files.items():
+        if name is None:
+            continue
+        path = Path(name)
+        table = tables.read_table(path, label=columns[0], text=columns[1], quotes=config.quotes)
+        digests[part] = tables.file_digest(path)
+        if part == "data":
+            # The dev and test files have the columns that were found in the data file.
+            columns = (table.label_column, table.text_column)
+            table = table.select(_limited(len(table), config.limit, config.seed))
+        else:
+            unseen = sorted(set(table.labels) - set(labels))
+            if unseen:
+                raise UserError(f"{path} has labels that {config.data} lacks: {unseen[:10]}")
+        parts[part] = np.arange(len(tokens), len(tokens) + len(table))
+        tokens += [tokenizer(text) for text in table.texts]
+        labels += table.labels
+    names = tables.sorted_labels(labels)
+    if len(names) < 2:
+        raise UserError(f"{config.data}: expected two labels or more, found only {names[0]!r}")
+    if len(names) > len(parts["data"]) // 2:
+        raise UserError(
+            f"{config.data}: column {columns[0]!r} holds {len(names)} different labels in "
+            f"{len(parts['data'])} rows; is it the label column? Name another with --label"
+        )
+    numbers = {name: i for i, name in enumerate(names)}
+    spec = {
+        "kind": "text",
+        "tokenizer": config.tokenizer,
+        "lowercase": config.lowercase,
+        "max_length": config.max_length,
+        "label_column": columns[0],
+        "text_column": columns[1],
+        "quotes": config.quotes,
+    }
+    return _Data(
+        np.array([numbers[label] for label in labels], np.int64),
+        names,
+        tokens,
+        None,
+        spec,
+        digests,
+        parts,
+    )
+
+
+def _splits(config: TrainConfig, data: _Data) -> list[_Split]:
+    """Split the rows; see the options of `penstock train`."""
+    rows = data.parts["data"]
+    labels = data.labels[rows]
+    none = np.zeros(0, np.int64)
+
+    def hold_out(indices: np.ndarray, fraction: float, seed: int) -> tuple[Any, Any]:
+        kept, held = batching.stratified_split(data.labels[indices], fraction, seed)
+        return indices[kept], indices[held]
+
+    if config.folds:
+        if config.folds > len(rows):
+            raise UserError(f"--folds: expected at most {len(rows)}, the rows, got {config.folds}")
+        splits = []
+        for test in batching.stratified_folds(labels, config.folds, config.seed):
+            train, dev = hold_out(
+                np.setdiff1d(rows, test), config.dev_fraction, config.seed + 1
+            )
+            splits.append(_Split(train, dev, test))
+        return splits
+    train, test = hold_out(rows, config.test_fraction or 0.0, config.seed)
+    test = data.parts.get("test", test)
+    if "dev" in data.parts:
+        return [_Split(train, data.parts["dev"], test)]
+    train, dev = hold_out(train, config.dev_fraction, config.seed + 1)
+    return [_Split(train, dev if len(dev) else none, test)]
+
+
+def _initial_embeddings(
+    vocabulary: Vocabulary, vectors: dict[str, np.ndarray], size: int, seed: int
+) -> np.ndarray:
+    """Return float32 (V, size): the given vectors, and for other tokens draws of their spread."""
+    spread = float(np.std(np.stack(list(vectors.values()))))
+    rng = np.random.default_rng([seed, 2])
+    table = rng.standard_normal((len(vocabulary), size), np.float32) * np.float32(spread)
+    for i, token in enumerate(vocabulary.tokens):
+        if token in vectors:
+            table[i] = vectors[token]
+    return table
+
+
+def _check_names(config: TrainConfig) -> None:
+    """Check the options that name one of several, before anything slow."""
+    for field, value, allowed in (
+        ("model", config.model, encoder_names()),
+        ("pooling", config.pooling, list(POOLINGS)),
+        ("tokenizer", config.tokenizer, list(TOKENIZERS)),
+        ("schedule", config.schedule, list(SCHEDULES)),
+    ):
+        if value not in allowed:
+            raise UserError(
+                f"{option_name(field)}: expected one of {', '.join(allowed)}, got {value!r}"
+            )
+    device_module(config.device)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("penstock", "numpy", "scikit-learn", "pandas", "cupy"):
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+class _Run:
+    """Training one model in one folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        data: _Data,
+        split: _Split,
+        resume: bool,
+        observer: RunObserver,
+    ) -> None:
+        self.folder, self.config, self.data, self.split = folder, config, data, split
+        self.resume = resume and (folder / CHECKPOINT).is_file()
+        self.observer = observer
+        self.vocabulary: Vocabulary | None = None
+
+    def _text_inputs(self) -> tuple[int, int, np.ndarray | None]:
+        """Make or load the vocabulary; return its size, the vectors' size and the vectors."""
+        config, data = self.config, self.data
+        assert data.tokens is not None
+        if self.resume:
+            self.vocabulary = Vocabulary.load(self.folder / VOCABULARY)
+            size = int(read_json(self.folder / MODEL)["model"]["input_size"])
+            return len(self.vocabulary), size, None
+        vectors: dict[str, np.ndarray] = {}
+        size = config.embedding_size
+        if config.embeddings is not None:
+            # A word of the dev or test set may use its vector as well: no label is seen.
+            words = {token for tokens in data.tokens for token in tokens}
+            vectors, size = read_embeddings(Path(config.embeddings), words)
+            self.observer.data_loaded(
+                [f"{len(vectors)} of {len(words)} words found in {config.embeddings}, size {size}"]
+            )
+        self.vocabulary = Vocabulary.build(
+            (data.tokens[i] for i in self.split.train), min_count=config.min_count, known=vectors
+        )
+        self.vocabulary.save(self.folder / VOCABULARY)
+        table = None
+        if vectors:
+            table = _initial_embeddings(self.vocabulary, vectors, size, config.seed)
+        return len(self.vocabulary), size, table
+
+    def _examples(self, indices: np.ndarray) -> Examples:
+        data = self.data
+        if data.features is not None:
+            return FeatureExamples(data.features[indices], data.labels[indices])
+        assert data.tokens is not None and self.vocabulary is not None
+        limit = self.config.max_length
+        sequences = [self.vocabulary.encode(data.tokens[i], limit) for i in indices]
+        return TokenExamples(sequences, data.labels[indices])
+
+    def _build(self) -> SequenceClassifier:
+        config, data = self.config, self.data
+        table = None
+        if data.features is not None:
+            vocabulary_size, size = 0, data.features.shape[2]
+        else:
+            vocabulary_size, size, table = self._text_inputs()
+        assert config.hidden is not None and config.layers is not None
+        assert config.dropout is not None and config.pooling is not None
+        options = ModelOptions(
+            classes=len(data.names),
+            vocabulary_size=vocabulary_size,
+            input_size=size,
+            encoder=config.model,
+            hidden=config.hidden,
+            layers=config.layers,
+            bidirectional=bool(config.bidirectional),
+            dropout=config.dropout,
+            pooling=config.pooling,
+            freeze_embeddings=config.freeze_embeddings,
+            seed=config.seed,
+        )
+        write_json_atomically(
+            self.folder / MODEL,
+            {
+                "format": 1,
+                "task": config.task,
+                "labels": data.names,
+                "input": data.input_spec,
+                "model": options.to_dict(),
+            },
+        )
+        return SequenceClassifier(options, table).to(config.device)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        options = {
+            name: value for name, value in self.config.to_dict().items() if name not in RESUMABLE
+        }
+        for name in ("data", "dev", "test", "embeddings"):
+            options.pop(name)  # a file may move; what it holds may not change
+        if self.config.schedule == "cosine":
+            options["epochs"] = self.config.epochs  # the whole schedule depends on it
+        return {**options, **{f"{part} file": d for part, d in self.data.digests.items()}}
+
+    def train(self) -> dict[str, Any]:
+        config, split = self.config, self.split
+        if not len(split.train):
+            raise UserError("no rows are left to train on; hold out less")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        model = self._build()
+        train, dev = self._examples(split.train), self._examples(split.dev)
+        assert config.lr is not None and config.epochs is not None
+        assert config.batch_size is not None and config.patience is not None
+        options = FitOptions(
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            schedule=config.schedule,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            patience=config.patience,
+            seed=config.seed,
+            device=config.device,
+            checkpoint_every=config.checkpoint_every,
+        )
+        progress = fit(
+            model,
+            train,
+            dev if len(dev) else None,
+            options,
+            checkpoint=self.folder / CHECKPOINT,
+            keep=lambda best: best.save(self.folder / WEIGHTS),
+            identity=self._identity(),
+            resume=self.resume,
+            observer=self.observer,
+        )
+        model.load(self.folder / WEIGHTS)
+        return self._conclude(model, train, dev, progress)
+
+    def _conclude(
+        self, model: SequenceClassifier, train: Examples, dev: Examples, progress: Progress
+    ) -> dict[str, Any]:
+        test = self._examples(self.split.test)
+        reports = {
+            part: report(
+                examples.labels,
+                predict_logits(model, examples, self.config.device),
+                self.data.names,
+            )
+            for part, examples in (("dev", dev), ("test", test))
+            if len(examples)
+        }
+        evaluated_on = "test" if len(test) else "dev" if len(dev) else None
+        final = reports.get(evaluated_on or "", {})
+        seconds = [entry["seconds"] for entry in progress.history]
+        metrics = {
+            "task": self.config.task,
+            "evaluated_on": evaluated_on,
+            "accuracy": final.get("accuracy"),
+            "loss": final.get("loss"),
+            "macro_f1": final.get("macro_f1"),
+            "confusion_matrix": final.get("confusion_matrix"),
+            "labels": self.data.names,
+            "best_epoch": progress.best_epoch,
+            "epochs": progress.epoch,
+            "seconds": sum(seconds),
+            "seconds_per_epoch": sum(seconds) / len(seconds),
+            "parameters": model.num_parameters(),
+            "examples": {"train": len(train), "dev": len(dev), "test": len(test)},
+            "vocabulary_size": model.options.vocabulary_size,
+            **reports,
+            "history": progress.history,
+            "config": self.config.to_dict(),
+            "versions": versions(),
+            "machine": machine(),
+        }
+        write_json_atomically(self.folder / METRICS, metrics)
+        name = Path(self.config.data).name if self.config.data else "digits"
+        plot_learning_curve(
+            self.folder / CURVE,
+            progress.history,
+            progress.best_epoch if len(dev) else None,
+            f"{name}: {self.config.model}, {model.num_parameters():,} parameters",
+        )
+        return metrics
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine: system, processor and number of cores usable."""
+    import os
+
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": processor,
+            "cores": cores}  # fmt: skip
+
+
+def _summary(config: TrainConfig, folds: list[dict[str, Any]]) -> dict[str, Any]:
+    def mean_sd(key: str) -> dict[str, float]:
+        values = np.array([fold[key] for fold in folds], np.float64)
+        return {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}
+
+    accuracy, f1 = mean_sd("accuracy"), mean_sd("macro_f1")
+    matrices = np.array([fold["confusion_matrix"] for fold in folds])
+    return {
+        "task": config.task,
+        "evaluated_on": f"{len(folds)} folds",
+        "accuracy": accuracy["mean"],
+        "accuracy_sd": accuracy["sd"],
+        "loss": mean_sd("loss")["mean"],
+        "macro_f1": f1["mean"],
+        "macro_f1_sd": f1["sd"],
+        "confusion_matrix": matrices.sum(axis=0).tolist(),
+        "labels": folds[0]["labels"],
+        "seconds": sum(fold["seconds"] for fold in folds),
+        "seconds_per_epoch": mean_sd("seconds_per_epoch")["mean"],
+        "folds": [
+            {key: fold[key] for key in ("accuracy", "loss", "macro_f1", "best_epoch", "epochs")}
+            for fold in folds
+        ],
+        "config": config.to_dict(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run, finished or not."""
+    return (folder / CONFIG).is_file()
+
+
+def load_config(folder: Path) -> TrainConfig:
+    """Read the options of a run.
+
+    Raises:
+        UserError: there is no run in `folder`.
+    """
+    if not is_run(folder):
+        raise UserError(f"{folder} holds no run (it has no {CONFIG})")
+    return TrainConfig.from_dict(read_json(folder / CONFIG))
+
+
+def clear_run(folder: Path) -> None:
+    """Delete the files of a run, and nothing else, from a folder."""
+    for path in [folder, *sorted(folder.glob("fold-[0-9]*"))]:
+        for name in (CONFIG, MODEL, WEIGHTS, VOCABULARY, CHECKPOINT, METRICS, CURVE):
+            (path / name).unlink(missing_ok=True)
+        if path != folder:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def run_training(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    observer: RunObserver | None = None,
+) -> dict[str, Any]:
+    """Train as `config` says, and leave the results in `folder`.
+
+    Args:
+        config: the options; those left None take the task's defaults.
+        folder: made if it does not exist.
+        resume: go on where the run in `folder` stopped, from the beginning if it has not got
+            as far as a checkpoint.
+        observer: told of every event.
+
+    Returns:
+        what metrics.json holds.
+
+    Raises:
+        UserError: an option, a file or the data are unusable.
+        Interrupted: after SIGINT or SIGTERM; resuming goes on from there.
+    """
+    config = config.resolved()
+    observer = observer or RunObserver()
+    _check_names(config)
+    data = _load_digits(config) if config.task == DIGITS else _load_text(config)
+    splits = _splits(config, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(folder / CONFIG, config.to_dict())
+    observer.data_loaded(_describe(data, splits))
+    if not config.folds:
+        return _Run(folder, config, data, splits[0], resume, observer).train()
+    width = len(str(len(splits)))
+    results = []
+    for number, split in enumerate(splits, 1):
+        observer.fold_started(number, len(splits))
+        path = folder / f"fold-{number:0{width}}"
+        path.mkdir(exist_ok=True)
+        write_json_atomically(path / CONFIG, config.to_dict())
+        results.append(_Run(path, config, data, split, resume, observer).train())
+    metrics = _summary(config, results)
+    write_json_atomically(folder / METRICS, metrics)
+    return metrics
+
+
+def _describe(data: _Data, splits: list[_Split]) -> list[str]:
+    counts = np.bincount(data.labels, minlength=len(data.names))
+    classes = ", ".join(f"{name} ({n})" for name, n in list(zip(data.names, counts, strict=True)))
+    if len(data.names) > 12:
+        classes = f"{counts.min()} to {counts.max()} rows each"
+    split = splits[0]
+    lines = [f"{len(data)} sequences, {len(data.names)} classes: {classes}"]
+    if data.tokens is not None:
+        lengths = np.array([len(tokens) for tokens in data.tokens])
+        lines.append(
+            f"columns {data.input_spec['label_column']!r} (label) and "
+            f"{data.input_spec['text_column']!r} (text); tokens per text: "
+            f"median {int(np.median(lengths))}, longest {lengths.max()}"
+        )
+    lines.append(
+        f"training on {len(split.train)}, dev {len(split.dev)}, test {len(split.test)}"
+        + (f" in each of {len(splits)} folds" if len(splits) > 1 else "")
+    )
+    return lines
+
+
+class TrainedModel:
+    """A run's model, ready to score new input.
+
+    Args:
+        folder: of the run, or of one fold.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UserError: there is no trained model in `folder`.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        if not (folder / WEIGHTS).is_file():
+            if (folder / CONFIG).is_file() and sorted(folder.glob("fold-[0-9]*")):
+                first = sorted(folder.glob("fold-[0-9]*"))[0]
+                raise UserError(f"{folder} holds one model for each fold: name one, like {first}")
+            if (folder / CONFIG).is_file():
+                raise UserError(
+                    f"the run in {folder} has not finished its first epoch: go on with "
+                    f"penstock train --resume --out {folder}"
+                )
+            raise UserError(f"{folder} holds no trained model (it has no {WEIGHTS})")
+        device_module(device)
+        description = read_json(folder / MODEL)
+        if description.get("format") != 1:
+            raise UserError(f"{folder / MODEL}: expected format 1, got {description.get('format')}")
+        self.folder, self.device = folder, device
+        self.labels: list[str] = description["labels"]
+        self.input_spec: dict[str, Any] = description["input"]
+        self.options = ModelOptions(**description["model"])
+        self.vocabulary: Vocabulary | None = None
+        if self.is_text:
+            self.vocabulary = Vocabulary.load(folder / VOCABULARY)
+            self._tokenizer = Tokenizer(
+                self.input_spec["tokenizer"], lowercase=self.input_spec["lowercase"]
+            )
+        self.model = SequenceClassifier(self.options)
+        try:
+            self.model.load(folder / WEIGHTS)
+        except Exception as error:  # safetensors raises its own type, outside its public names
+            raise UserError(f"cannot read {folder / WEIGHTS}: {error}") from error
+        self.model.to(device)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the model reads text; otherwise it reads images, pixel by pixel."""
+        return bool(self.input_spec["kind"] == "text")
+
+    def score_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return logits float32 (N, C) of N texts."""
+        if self.vocabulary is None:
+            raise UserError("this run was trained on images of digits, not on text")
+        limit = self.input_spec["max_length"]
+        sequences = [self.vocabulary.encode(self._tokenizer(text), limit) for text in texts]
+        examples = TokenExamples(sequences, np.zeros(len(sequences), np.int64))
+        return predict_logits(self.model, examples, self.device)
+
+    def score_features(self, features: np.ndarray) -> np.ndarray:
+        """Return logits float32 (N, C) of N feature sequences (N, T, D)."""
+        examples = FeatureExamples(features, np.zeros(len(features), np.int64))
+        return predict_logits(self.model, examples, self.device)
+
+    def evaluate_file(
+        self, path: Path, *, label: str | None = None, text: str | None = None
+    ) -> dict[str, Any]:
+        """Score a labelled file, and return `metrics.report`'s figures.
+
+        Args:
+            path: a TSV or CSV file, gzipped or not.
+            label: the label column; None takes the one of the training data.
+            text: the text column, likewise.
+
+        Raises:
+            UserError: the file is unusable or holds a label that the model does not know.
+        """
+        table = tables.read_table(
+            path,
+            label=label or self.input_spec.get("label_column"),
+            text=text or self.input_spec.get("text_column"),
+            quotes=self.input_spec.get("quotes"),
+        )
+        unseen = sorted(set(table.labels) - set(self.labels))
+        if unseen:
+            raise UserError(
+                f"{path} has labels the model does not know: {', '.join(unseen[:10])}; "
+                f"it knows {', '.join(self.labels)}"
+            )
+        numbers = {name: i for i, name in enumerate(self.labels)}
+        labels = np.array([numbers[label] for label in table.labels], np.int64)
+        return report(labels, self.score_texts(table.texts), self.labels)
+
+    def evaluate_held_out(self) -> tuple[str, dict[str, Any]]:
+        """Score the rows that the run held out of its own data: its test set, else its dev set.
+
+        Returns:
+            ("test" or "dev", `metrics.report`'s figures).
+
+        Raises:
+            UserError: the run held out nothing, or its data have changed or gone.
+        """
+        config = load_config(self.folder)
+        if config.folds:
+            raise UserError("evaluate a fold's model on a file: penstock evaluate RUN FILE")
+        if config.task == DIGITS:
+            data = _load_digits(config)
+        else:
+            data = _load_text(config)
+            if data.names != self.labels:
+                raise UserError(f"{config.data} has changed since the run: other labels")
+        split = _splits(config, data)[0]
+        part, indices = ("test", split.test) if len(split.test) else ("dev", split.dev)
+        if not len(indices):
+            raise UserError("the run held out no rows: name a file to evaluate on")
+        if data.features is not None:
+            logits = self.score_features(data.features[indices])
+        else:
+            assert data.tokens is not None and self.vocabulary is not None
+            limit = self.input_spec["max_length"]
+            sequences = [self.vocabulary.encode(data.tokens[i], limit) for i in indices]
+            logits = predict_logits(
+                self.model, TokenExamples(sequences, data.labels[indices]), self.device
+            )
+        return part, report(data.labels[indices], logits, self.labels)
