@@ -1,0 +1,34 @@
+// What this build is and what it found on this machine; the number of threads.
+#pragma once
+
+#include <string>
+
+#include "penstock/export.h"
+
+namespace penstock {
+
+/// Version of the library, "major.minor.patch".
+PENSTOCK_EXPORT const char* version();
+
+struct Config {
+  std::string version;
+  std::string compiler;
+  std::string cpu_isa;       // instruction set in use: "avx512", "avx2", "neon", "base"
+  std::string blas;          // name and version of the BLAS
+  std::string blas_core;     // the processor for which that BLAS chose its kernels
+  std::string blas_warning;  // empty, or why that choice looks slow
+  int num_threads = 1;
+  bool cuda_available = false;
+  std::string cuda_status;   // in words: devices found, or why CUDA is off
+};
+
+/// Describe the library. Loads the CUDA plugin to find out whether it works; never throws for that.
+PENSTOCK_EXPORT Config config();
+
+/// Number of threads that CPU work is spread over; results do not depend on it.
+/// Default: PENSTOCK_NUM_THREADS, else the processors this process may run on.
+PENSTOCK_EXPORT int num_threads();
+/// `n` >= 1; throws Error(kValue) otherwise.
+PENSTOCK_EXPORT void set_num_threads(int n);
+
+}  // namespace penstock

@@ -1,0 +1,94 @@
+// One step of the SRU (equations: include/penstock/sru.h), forward and backward, for any value
+// type V with arithmetic, sigmoid(V), tanh(V) and where_positive(V, V, V): float, double or a SIMD
+// vector. No branches; padding is the caller's, whole steps at a time.
+//
+// Both mask sites are one formula, h = r * (m * g - n * x') + x', with n = m where the mask
+// multiplies the output and n = 1 where it multiplies the state.
+#pragma once
+
+#include "core/scalar_math.h"
+#include "penstock/types.h"
+
+namespace penstock::sru_cell {
+
+template <Activation A, class V>
+PENSTOCK_HOST_DEVICE V activate(V c) {
+  if constexpr (A == Activation::kTanh) {
+    return tanh(c);
+  } else if constexpr (A == Activation::kRelu) {
+    return where_positive(c, c, V(0));
+  } else {
+    return c;
+  }
+}
+
+/// dy * g'(c), with g = activate(c).
+template <Activation A, class V>
+PENSTOCK_HOST_DEVICE V activation_gradient(V dy, V c, V g) {
+  if constexpr (A == Activation::kTanh) {
+    return dy * (V(1) - g * g);
+  } else if constexpr (A == Activation::kRelu) {
+    return where_positive(c, dy, V(0));
+  } else {
+    return dy;
+  }
+}
+
+template <class V>
+struct Parameters {
+  V v_f, v_r, b_f, b_r;
+};
+
+template <class V>
+struct Inputs {
+  V u0, u1, u2;
+  V skip;       // x'
+  V mask;       // m, 1 without a mask
+  V mask_skip;  // n
+};
+
+template <class V>
+struct Forward {
+  V c, h;
+};
+
+template <Activation A, class V>
+PENSTOCK_HOST_DEVICE Forward<V> forward(const Inputs<V>& in, const Parameters<V>& p, V c_prev) {
+  const V f = sigmoid(in.u1 + p.v_f * c_prev + p.b_f);
+  const V r = sigmoid(in.u2 + p.v_r * c_prev + p.b_r);
+  Forward<V> out;
+  out.c = f * (c_prev - in.u0) + in.u0;
+  out.h = r * (in.mask * activate<A>(out.c) - in.mask_skip * in.skip) + in.skip;
+  return out;
+}
+
+template <class V>
+struct Backward {
+  V du0, du1, du2;  // du1 and du2 are also the gradients of b_f and b_r; times c_prev, of v_f, v_r
+  V dskip;
+  V dmask;
+  V dc_prev;
+};
+
+/// `dh` and `dc` come from the output and from the next step; `site` is 1 where the mask multiplies
+/// the output, 0 where it multiplies the state.
+template <Activation A, class V>
+PENSTOCK_HOST_DEVICE Backward<V> backward(const Inputs<V>& in, const Parameters<V>& p, V c_prev,
+                                          V c, V dh, V dc, V site) {
+  const V one = V(1);
+  const V f = sigmoid(in.u1 + p.v_f * c_prev + p.b_f);
+  const V r = sigmoid(in.u2 + p.v_r * c_prev + p.b_r);
+  const V g = activate<A>(c);
+  Backward<V> out;
+  const V dr = dh * (in.mask * g - in.mask_skip * in.skip);
+  out.dskip = dh * (one - r * in.mask_skip);
+  out.dmask = dh * r * (g - site * in.skip);
+  const V dc_total = dc + activation_gradient<A>(dh * r * in.mask, c, g);
+  out.du0 = dc_total * (one - f);
+  out.du1 = dc_total * (c_prev - in.u0) * f * (one - f);
+  out.du2 = dr * r * (one - r);
+  out.dc_prev = dc_total * f + out.du1 * p.v_f + out.du2 * p.v_r;
+  return out;
+}
+
+}  // namespace penstock::sru_cell

@@ -1,0 +1,177 @@
+// The CPU's entry in the backend table.
+
+#include <cstring>
+#include <string>
+#include <type_traits>
+
+#include "core/backend.h"
+#include "cpu/blas.h"
+#include "cpu/cells.h"
+#include "cpu/gemm.h"
+#include "cpu/half.h"
+#include "cpu/threads.h"
+#include "penstock/error.h"
+
+namespace penstock {
+namespace cpu {
+namespace {
+
+DataType compute_dtype(DataType dtype) {
+  return dtype == DataType::kFloat16 || dtype == DataType::kBFloat16 ? DataType::kFloat32 : dtype;
+}
+
+std::size_t gemm_workspace_bytes() { return 0; }
+
+int device_count(char*, std::size_t) { return 1; }
+void prepare_device(int) {}
+
+template <class T>
+void gemm_as(const GemmArgs& g) {
+  const auto* a = static_cast<const T*>(g.a);
+  const auto* b = static_cast<const T*>(g.b);
+  auto* c = static_cast<T*>(g.c);
+  const T beta = static_cast<T>(g.beta);
+  const bool few_rows = !g.trans_a && g.trans_b && g.m <= kFewRows;
+  for (std::int64_t i = 0; i < g.batch; ++i) {
+    if (few_rows) {
+      if constexpr (sizeof(T) == 4) {
+        gemm_kernels().f32(false, true, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
+      } else {
+        gemm_kernels().f64(false, true, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
+      }
+    } else {
+      blas_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
+    }
+    a += g.stride_a;
+    b += g.stride_b;
+    c += g.stride_c;
+  }
+}
+
+void gemm(const Context&, const GemmArgs& g) {
+  if (g.m == 0 || g.n == 0) return;
+  if (g.dtype == DataType::kFloat64) {
+    gemm_as<double>(g);
+  } else {
+    gemm_as<float>(g);
+  }
+}
+
+template <class To, class From>
+To cast(From v) {
+  return static_cast<To>(v);
+}
+template <>
+Float16 cast(float v) { return Float16::from(v); }
+template <>
+BFloat16 cast(float v) { return BFloat16::from(v); }
+
+template <class From, class To>
+void convert_as(const TensorView& src, const TensorView& dst) {
+  // Outer axes by counting, the last one in a loop that the compiler can vectorise.
+  std::int64_t n[TensorView::kMaxRank] = {1, 1, 1, 1};
+  std::int64_t from[TensorView::kMaxRank] = {}, to[TensorView::kMaxRank] = {};
+  const int shift = TensorView::kMaxRank - src.rank;
+  for (int axis = 0; axis < src.rank; ++axis) {
+    n[shift + axis] = src.shape[axis];
+    from[shift + axis] = src.strides[axis];
+    to[shift + axis] = dst.strides[axis];
+  }
+  for (std::int64_t i = 0; i < n[0]; ++i) {
+    for (std::int64_t j = 0; j < n[1]; ++j) {
+      for (std::int64_t k = 0; k < n[2]; ++k) {
+        const From* s = static_cast<const From*>(src.data) + i * from[0] + j * from[1] + k * from[2];
+        To* d = static_cast<To*>(dst.data) + i * to[0] + j * to[1] + k * to[2];
+        if (from[3] == 1 && to[3] == 1) {
+          if constexpr (std::is_same_v<From, To>) {
+            std::memcpy(d, s, static_cast<std::size_t>(n[3]) * sizeof(To));
+          } else {
+            for (std::int64_t l = 0; l < n[3]; ++l) d[l] = cast<To>(static_cast<float>(s[l]));
+          }
+        } else {
+          for (std::int64_t l = 0; l < n[3]; ++l) {
+            if constexpr (std::is_same_v<From, To>) {
+              d[l * to[3]] = s[l * from[3]];
+            } else {
+              d[l * to[3]] = cast<To>(static_cast<float>(s[l * from[3]]));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void convert(const Context&, const TensorView& src, const TensorView& dst) {
+  if (src.numel() == 0) return;
+  const auto is = [&](DataType a, DataType b) { return src.dtype == a && dst.dtype == b; };
+  if (src.dtype == dst.dtype) {
+    switch (size_of(src.dtype)) {
+      case 1: return convert_as<std::uint8_t, std::uint8_t>(src, dst);
+      case 2: return convert_as<std::uint16_t, std::uint16_t>(src, dst);
+      case 4: return convert_as<std::uint32_t, std::uint32_t>(src, dst);
+      default: return convert_as<std::uint64_t, std::uint64_t>(src, dst);
+    }
+  }
+  if (is(DataType::kFloat16, DataType::kFloat32)) return convert_as<Float16, float>(src, dst);
+  if (is(DataType::kFloat32, DataType::kFloat16)) return convert_as<float, Float16>(src, dst);
+  if (is(DataType::kBFloat16, DataType::kFloat32)) return convert_as<BFloat16, float>(src, dst);
+  if (is(DataType::kFloat32, DataType::kBFloat16)) return convert_as<float, BFloat16>(src, dst);
+  if (is(DataType::kBool, DataType::kUInt8)) return convert_as<std::uint8_t, std::uint8_t>(src, dst);
+  if (is(DataType::kInt32, DataType::kInt64)) {
+    const TensorView& s = src;
+    const auto* from = static_cast<const std::int32_t*>(s.data);
+    auto* to = static_cast<std::int64_t*>(dst.data);
+    for (std::int64_t i = 0; i < s.shape[0]; ++i) to[i * dst.strides[0]] = from[i * s.strides[0]];
+    return;
+  }
+  throw Error(ErrorCode::kType, std::string("convert: no conversion from ") + name_of(src.dtype) +
+                                    " to " + name_of(dst.dtype));
+}
+
+void fill_zero(const Context&, void* data, std::size_t bytes) {
+  if (bytes != 0) std::memset(data, 0, bytes);
+}
+
+void zero_padded(const Context&, void* x, DataType dtype, std::int64_t steps, std::int64_t batch,
+                 std::int64_t width, const Padding& p) {
+  const std::size_t row = static_cast<std::size_t>(width) * size_of(dtype);
+  for (std::int64_t t = 0; t < steps; ++t) {
+    for (std::int64_t b = 0; b < batch; ++b) {
+      if (p.at(t, b, batch)) {
+        std::memset(static_cast<char*>(x) + static_cast<std::size_t>(t * batch + b) * row, 0, row);
+      }
+    }
+  }
+}
+
+// Below this many multiply-adds (about 30 microseconds) handing work to other threads costs more
+// than it saves.
+constexpr double kParallelWork = 2e6;
+
+void for_each_item(const Context&, std::int64_t n, double work, ItemFunction fn, void* user) {
+  if (work < kParallelWork) {
+    for (std::int64_t i = 0; i < n; ++i) fn(user, i);
+  } else {
+    parallel_for(n, fn, user);
+  }
+}
+
+}  // namespace
+}  // namespace cpu
+
+const Backend& cpu_backend() {
+  static const Backend backend = {
+      kBackendAbi,       "cpu",
+      DeviceType::kCpu,  /*host_accessible=*/true,
+      /*alignment=*/64,  &cpu::compute_dtype,
+      &cpu::gemm_workspace_bytes, &cpu::device_count,
+      &cpu::prepare_device,       &cpu::gemm,
+      &cpu::convert,              &cpu::fill_zero,
+      &cpu::zero_padded,          &cpu::for_each_item,
+      &cpu::cell_kernels,
+  };
+  return backend;
+}
+
+}  // namespace penstock

@@ -1,0 +1,26 @@
+// The library's own matrix products: few rows (where a BLAS spends its time packing), and a plain
+// one for builds without a BLAS.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+
+namespace penstock::cpu {
+
+struct GemmKernels {
+  // Row-major C = op(A) op(B) + beta C, any size.
+  void (*f32)(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+              const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
+              float* c, std::int64_t ldc);
+  void (*f64)(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+              const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
+              double* c, std::int64_t ldc);
+};
+
+PENSTOCK_CPU_KERNEL_TABLE(GemmKernels, gemm_kernels)
+
+/// At most this many rows of A go to GemmKernels when B is transposed.
+constexpr std::int64_t kFewRows = 4;
+
+}  // namespace penstock::cpu

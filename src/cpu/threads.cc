@@ -1,0 +1,179 @@
+#include "cpu/threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace penstock::cpu {
+namespace {
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A worker that has just finished looks for the next job this often before it sleeps: the
+// phases of one operation follow each other within microseconds, and waking a sleeping thread
+// takes longer than that.
+constexpr int kSpins = 2000;
+
+class Pool {
+ public:
+  void run(std::int64_t n, void (*fn)(void*, std::int64_t), void* user, int threads) {
+    std::unique_lock<std::mutex> running(run_mutex_, std::try_to_lock);
+    if (!running.owns_lock()) {
+      for (std::int64_t i = 0; i < n; ++i) fn(user, i);
+      return;
+    }
+    const int helpers = static_cast<int>(n - 1 < threads - 1 ? n - 1 : threads - 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (workers_ < helpers) {
+        std::thread(&Pool::work, this, workers_).detach();
+        ++workers_;
+      }
+      fn_ = fn;
+      user_ = user;
+      count_ = n;
+      next_.store(0, std::memory_order_relaxed);
+      error_ = nullptr;
+      wanted_ = helpers;
+      active_.store(helpers, std::memory_order_relaxed);
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    drain();
+    for (int spins = 0; active_.load(std::memory_order_acquire) != 0;) {
+      if (++spins < kSpins) {
+        relax();
+      } else {
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [this] { return active_.load(std::memory_order_acquire) == 0; });
+      }
+    }
+    if (error_ != nullptr) std::rethrow_exception(error_);
+  }
+
+ private:
+  void drain() {
+    for (;;) {
+      const std::int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
+      if (i >= count_) return;
+      try {
+        fn_(user_, i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (error_ == nullptr) error_ = std::current_exception();
+      }
+    }
+  }
+
+  void work(int id);
+
+  std::mutex run_mutex_;  // one job at a time
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<std::int64_t> next_{0};
+  std::atomic<int> active_{0};
+  std::int64_t count_ = 0;
+  void (*fn_)(void*, std::int64_t) = nullptr;
+  void* user_ = nullptr;
+  int wanted_ = 0;
+  int workers_ = 0;
+  std::exception_ptr error_;
+};
+
+thread_local bool inside_item = false;
+
+void Pool::work(int id) {
+  inside_item = true;
+  std::uint64_t seen = 0;
+  for (;;) {
+    for (int spins = 0; spins < kSpins; ++spins) {
+      if (generation_.load(std::memory_order_acquire) != seen) break;
+      relax();
+    }
+    bool mine = false;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+      seen = generation_.load(std::memory_order_relaxed);
+      mine = id < wanted_;
+    }
+    if (!mine) continue;
+    drain();
+    if (active_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      { std::lock_guard<std::mutex> lock(mutex_); }
+      done_.notify_one();
+    }
+  }
+}
+
+// The pool outlives every static object (its threads may still be asleep in it at exit), and a
+// forked child, which has none of the threads, starts a new one in the same place.
+alignas(Pool) unsigned char pool_storage[sizeof(Pool)];
+
+void construct_pool() { new (pool_storage) Pool; }
+
+Pool& pool() {
+  static const bool constructed = [] {
+    construct_pool();
+    pthread_atfork(nullptr, nullptr, construct_pool);
+    return true;
+  }();
+  (void)constructed;
+  return *std::launder(reinterpret_cast<Pool*>(pool_storage));
+}
+
+int default_threads() {
+  if (const char* env = std::getenv("PENSTOCK_NUM_THREADS"); env != nullptr) {
+    const int n = std::atoi(env);
+    if (n >= 1) return n;
+  }
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+  const unsigned n = std::thread::hardware_concurrency();
+  return n == 0 ? 1 : static_cast<int>(n);
+}
+
+std::atomic<int>& configured_threads() {
+  static std::atomic<int> n{default_threads()};
+  return n;
+}
+
+}  // namespace
+
+int thread_count() { return configured_threads().load(std::memory_order_relaxed); }
+void set_thread_count(int n) { configured_threads().store(n, std::memory_order_relaxed); }
+
+void parallel_for(std::int64_t n, void (*fn)(void*, std::int64_t), void* user) {
+  const int threads = thread_count();
+  if (threads <= 1 || n <= 1 || inside_item) {
+    for (std::int64_t i = 0; i < n; ++i) fn(user, i);
+    return;
+  }
+  struct Guard {
+    Guard() { inside_item = true; }
+    ~Guard() { inside_item = false; }
+  } guard;
+  pool().run(n, fn, user, threads);
+}
+
+}  // namespace penstock::cpu
