@@ -293,8 +293,12 @@ def test_softmax_cross_entropy(
 
     def loss() -> Any:
         return nn.softmax_cross_entropy(
-            logits, targets, reduction=reduction, label_smoothing=smoothing,
-            class_weights=weights, ignore_index=ignore_index,
+            logits,
+            targets,
+            reduction=reduction,
+            label_smoothing=smoothing,
+            class_weights=weights,
+            ignore_index=ignore_index,
         )
 
     w = np.ones(5) if weights is None else weights
@@ -371,7 +375,10 @@ def test_losses_match_torch() -> None:
     weights = rng.uniform(0.5, 2, 4)
     t = torch.tensor(logits, requires_grad=True)
     theirs = torch.nn.functional.cross_entropy(
-        t, torch.tensor(targets), weight=torch.tensor(weights), ignore_index=-5,
+        t,
+        torch.tensor(targets),
+        weight=torch.tensor(weights),
+        ignore_index=-5,
         label_smoothing=0.1,
     )
     theirs.backward()
@@ -403,11 +410,13 @@ I = np.zeros(2, np.int64)  # noqa: E741
         (lambda: nn.Linear(3, 2, device="cuda:x"), ValueError, "device: expected"),
         (
             lambda: nn.Linear(3, 2)(F, training=True).backprop(F),
-            ValueError, r"dy: expected shape \(2, 2\), got \(2, 3\)",
+            ValueError,
+            r"dy: expected shape \(2, 2\), got \(2, 3\)",
         ),
         (
             lambda: nn.LayerNorm(3)(F, training=True).backprop(F.astype(float)),
-            TypeError, "dy: expected dtype float32, got float64",
+            TypeError,
+            "dy: expected dtype float32, got float64",
         ),
         (lambda: nn.LayerNorm(3, eps=0), ValueError, "eps: expected a positive"),
         (lambda: nn.Embedding(4, 2)(F), TypeError, "x: expected integers, got dtype float32"),
@@ -424,19 +433,23 @@ I = np.zeros(2, np.int64)  # noqa: E741
         (lambda: nn.softmax_cross_entropy(I, I), TypeError, "logits: expected a floating"),
         (
             lambda: nn.softmax_cross_entropy(F, I, reduction="avg"),
-            ValueError, "reduction: expected 'mean', 'sum' or 'none', got 'avg'",
+            ValueError,
+            "reduction: expected 'mean', 'sum' or 'none', got 'avg'",
         ),
         (
             lambda: nn.softmax_cross_entropy(F, I, class_weights=np.ones(2)),
-            ValueError, r"class_weights: expected shape \(3,\)",
+            ValueError,
+            r"class_weights: expected shape \(3,\)",
         ),
         (
             lambda: nn.softmax_cross_entropy(F, I, label_smoothing=1.0),
-            ValueError, "label_smoothing: expected",
+            ValueError,
+            "label_smoothing: expected",
         ),
         (
             lambda: nn.mean_squared_error(F, F[:1]),
-            ValueError, r"targets: expected shape \(2, 3\), got \(1, 3\)",
+            ValueError,
+            r"targets: expected shape \(2, 3\), got \(1, 3\)",
         ),
     ],
 )

@@ -206,7 +206,9 @@ def test_clip_value() -> None:
 def test_schedules() -> None:
     assert [schedules.constant(2.0, 4)(i) for i in (0, 1, 3, 4, 99)] == [0.5, 1, 2, 2, 2]
     linear = schedules.linear(1.0, total_steps=12, warmup_steps=2, final_lr=0.2)
-    np.testing.assert_allclose([linear(i) for i in (0, 1, 2, 7, 12, 50)], [0.5, 1, 1, 0.6, 0.2, 0.2])
+    np.testing.assert_allclose(
+        [linear(i) for i in (0, 1, 2, 7, 12, 50)], [0.5, 1, 1, 0.6, 0.2, 0.2]
+    )
     cosine = schedules.cosine(1.0, total_steps=12, warmup_steps=2, final_lr=0.2)
     np.testing.assert_allclose([cosine(i) for i in (0, 2, 7, 12, 50)], [0.5, 1, 0.6, 0.2, 0.2])
     assert 1 > cosine(3) > cosine(4) > 0.6

@@ -34,9 +34,7 @@ def constant(lr: float, warmup_steps: int = 0) -> Schedule:
     return schedule
 
 
-def linear(
-    lr: float, total_steps: int, warmup_steps: int = 0, final_lr: float = 0.0
-) -> Schedule:
+def linear(lr: float, total_steps: int, warmup_steps: int = 0, final_lr: float = 0.0) -> Schedule:
     """A linear rise to ``lr``, then a linear fall to ``final_lr`` at ``total_steps``."""
     rate, last = _non_negative("lr", lr), _non_negative("final_lr", final_lr)
     total, warmup = _steps("total_steps", total_steps, 1), _steps("warmup_steps", warmup_steps, 0)
@@ -50,9 +48,7 @@ def linear(
     return schedule
 
 
-def cosine(
-    lr: float, total_steps: int, warmup_steps: int = 0, final_lr: float = 0.0
-) -> Schedule:
+def cosine(lr: float, total_steps: int, warmup_steps: int = 0, final_lr: float = 0.0) -> Schedule:
     """A linear rise to ``lr``, then half a cosine down to ``final_lr`` at ``total_steps``.
 
     Without restarts (Loshchilov and Hutter, arXiv 1608.03983).
