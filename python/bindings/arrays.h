@@ -1,0 +1,83 @@
+// Python arrays as TensorViews: NumPy's and CuPy's by their own interfaces, any other through
+// DLPack.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+
+#include "dlpack.h"
+#include "host_pool.h"
+#include "penstock/context.h"
+#include "penstock/tensor_view.h"
+
+namespace penstock::python {
+
+namespace py = pybind11;
+
+/// A view and what keeps its memory alive. Must be destroyed with the GIL held.
+class Array {
+ public:
+  Array() = default;
+  /// View `object`; None gives a view that is not given. `stream` (a cudaStream_t as an integer) is
+  /// handed to producers of CUDA memory. Throws TypeError or BufferError naming `name`.
+  Array(const char* name, py::handle object, std::uintptr_t stream);
+  Array(Array&& other) noexcept { *this = std::move(other); }
+  Array& operator=(Array&& other) noexcept;
+  ~Array() { release(); }
+
+  const TensorView& view() const { return view_; }
+  const py::object& object() const { return owner_; }
+
+ private:
+  void from_numpy(const char* name, py::handle object);
+  void from_cupy(const char* name, py::handle object);
+  void from_dlpack(const char* name, py::handle object, std::uintptr_t stream);
+  void set(const char* name, const dlpack::Tensor& tensor);
+  void release() noexcept;
+
+  TensorView view_;
+  py::object owner_;
+  dlpack::ManagedTensor* managed_ = nullptr;
+  dlpack::ManagedTensorVersioned* versioned_ = nullptr;
+};
+
+/// Makes a call's outputs in the caller's own library: NumPy's here, others through Python
+/// callables.
+class Allocator {
+ public:
+  /// `like`: the input whose library, element type and device outputs share. `empty(shape)` makes an
+  /// uninitialised array and `empty_bytes(n)` a device buffer; both None for NumPy.
+  Allocator(py::handle like, const Context& ctx, py::handle empty, py::handle empty_bytes,
+            std::uintptr_t stream)
+      : like_(like), ctx_(ctx), empty_(empty), empty_bytes_(empty_bytes), stream_(stream) {}
+
+  Array array(const char* name, std::initializer_list<std::int64_t> shape) const;
+
+ private:
+  friend class Bytes;
+  py::handle like_;
+  const Context& ctx_;
+  py::handle empty_, empty_bytes_;
+  std::uintptr_t stream_;
+};
+
+/// Workspace or reserve: host memory from the pool, or an array of the caller's library.
+class Bytes {
+ public:
+  Bytes() = default;
+  Bytes(const Allocator& allocator, std::size_t bytes);
+  const TensorView& view() const { return view_; }
+  const Device& device() const { return view_.device; }
+
+ private:
+  HostBlock block_;
+  Array array_;
+  TensorView view_;
+};
+
+/// The context for arrays on x's device.
+Context context_for(const TensorView& x, std::uintptr_t stream);
+
+}  // namespace penstock::python

@@ -1,0 +1,169 @@
+// penstock.sru: arrays in, TensorViews to the library, arrays out.
+
+#include "sru.h"
+
+#include <memory>
+#include <string>
+
+#include "arrays.h"
+#include "penstock/error.h"
+#include "penstock/sru.h"
+
+namespace penstock::python {
+namespace {
+
+template <class E>
+E choose(const char* name, const std::string& value,
+         std::initializer_list<std::pair<const char*, E>> choices) {
+  std::string expected;
+  for (const auto& [word, result] : choices) {
+    if (value == word) return result;
+    expected += std::string(expected.empty() ? "'" : ", '") + word + "'";
+  }
+  throw Error(ErrorCode::kValue,
+              std::string(name) + ": expected one of " + expected + " (actual: '" + value + "')");
+}
+
+/// The inputs of one call, held from forward to the last backward.
+struct Inputs {
+  Array x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c;
+  SruInputs views;
+  Context context;
+
+  Inputs(py::handle x_, py::handle weight_, py::handle weight_c_, py::handle bias_, py::handle c0_,
+         py::handle mask_pad_, py::handle lengths_, py::handle mask_c_,
+         const std::string& activation, bool skip, double scale_x, const std::string& mask_site,
+         const std::string& direction, std::uintptr_t stream)
+      : x("x", x_, stream),
+        weight("weight", weight_, stream),
+        weight_c("weight_c", weight_c_, stream),
+        bias("bias", bias_, stream),
+        c0("c0", c0_, stream),
+        mask_pad("mask_pad", mask_pad_, stream),
+        lengths("lengths", lengths_, stream),
+        mask_c("mask_c", mask_c_, stream),
+        context(context_for(x.view(), stream)) {
+    views.x = x.view();
+    views.weight = weight.view();
+    views.weight_c = weight_c.view();
+    views.bias = bias.view();
+    views.c0 = c0.view();
+    views.mask_pad = mask_pad.view();
+    views.lengths = lengths.view();
+    views.mask_c = mask_c.view();
+    views.activation = choose<Activation>("activation", activation,
+                                          {{"identity", Activation::kIdentity},
+                                           {"tanh", Activation::kTanh},
+                                           {"relu", Activation::kRelu}});
+    views.skip = skip;
+    views.scale_x = scale_x;
+    views.mask_site = choose<MaskSite>(
+        "mask_site", mask_site, {{"output", MaskSite::kOutput}, {"state", MaskSite::kState}});
+    views.direction = choose<Direction>("direction", direction,
+                                        {{"forward", Direction::kForward},
+                                         {"reverse", Direction::kReverse},
+                                         {"bidirectional", Direction::kBidirectional}});
+  }
+};
+
+/// What forward keeps for backward.
+struct Saved {
+  std::unique_ptr<Inputs> inputs;
+  Bytes reserve;
+  py::object empty, empty_bytes;
+  std::uintptr_t stream = 0;
+};
+
+std::size_t aligned(std::size_t bytes) { return bytes == 0 ? 1 : bytes; }
+
+py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::handle bias,
+                  py::handle c0, py::handle mask_pad, py::handle lengths, py::handle mask_c,
+                  const std::string& activation, bool skip, double scale_x,
+                  const std::string& mask_site, const std::string& direction, bool need_grad,
+                  const py::object& empty, const py::object& empty_bytes, std::uintptr_t stream) {
+  auto inputs = std::make_unique<Inputs>(x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c,
+                                         activation, skip, scale_x, mask_site, direction, stream);
+  const Context& ctx = inputs->context;
+  SruForwardArgs args;
+  static_cast<SruInputs&>(args) = inputs->views;
+  args.need_grad = need_grad;
+  const std::size_t workspace_bytes = sru_forward_workspace_bytes(ctx, args);
+  const std::size_t reserve_bytes = need_grad ? sru_reserve_bytes(ctx, args) : 0;
+
+  const Allocator allocator(inputs->x.object(), ctx, empty, empty_bytes, stream);
+  const std::int64_t width = args.bias.shape[0] * args.bias.shape[2];
+  const Array y = allocator.array("y", {args.x.shape[0], args.x.shape[1], width});
+  const Array c_last = allocator.array("c_last", {args.x.shape[1], width});
+  const Bytes workspace(allocator, aligned(workspace_bytes));
+  Bytes reserve;
+  if (need_grad) reserve = Bytes(allocator, aligned(reserve_bytes));
+  args.y = y.view();
+  args.c_last = c_last.view();
+  args.workspace = workspace.view();
+  args.reserve = reserve.view();
+  {
+    py::gil_scoped_release release;
+    sru_forward(ctx, args);
+  }
+  if (!need_grad) return py::make_tuple(y.object(), c_last.object(), py::none());
+  auto saved = std::make_unique<Saved>();
+  saved->inputs = std::move(inputs);
+  saved->reserve = std::move(reserve);
+  saved->empty = empty;
+  saved->empty_bytes = empty_bytes;
+  saved->stream = stream;
+  return py::make_tuple(y.object(), c_last.object(), std::move(saved));
+}
+
+py::tuple backward(const Saved& saved, py::handle dy_, py::handle dc_last_, std::uintptr_t stream) {
+  const Inputs& in = *saved.inputs;
+  // The gradient may be asked for on another stream than the result was.
+  const Context ctx = context_for(in.x.view(), stream);
+  const Array dy("dy", dy_, stream), dc_last("dc_last", dc_last_, stream);
+  SruBackwardArgs args;
+  static_cast<SruInputs&>(args) = in.views;
+  args.reserve = saved.reserve.view();
+  args.dy = dy.view();
+  args.dc_last = dc_last.view();
+
+  const Allocator allocator(in.x.object(), ctx, saved.empty, saved.empty_bytes, stream);
+  const auto like = [&](const char* name, const TensorView& v) {
+    return v.rank == 3 ? allocator.array(name, {v.shape[0], v.shape[1], v.shape[2]})
+                       : allocator.array(name, {v.shape[0], v.shape[1]});
+  };
+  const Array dx = like("dx", args.x);
+  const Array dweight = like("dweight", args.weight);
+  const Array dbias = like("dbias", args.bias);
+  const Array dc0 =
+      allocator.array("dc0", {args.x.shape[1], args.bias.shape[0] * args.bias.shape[2]});
+  Array dweight_c, dmask_c;
+  if (args.weight_c.given()) dweight_c = like("dweight_c", args.weight_c);
+  if (args.mask_c.given()) dmask_c = like("dmask_c", args.mask_c);
+  args.dx = dx.view();
+  args.dweight = dweight.view();
+  args.dweight_c = dweight_c.view();
+  args.dbias = dbias.view();
+  args.dc0 = dc0.view();
+  args.dmask_c = dmask_c.view();
+  const Bytes workspace(allocator, aligned(sru_backward_workspace_bytes(ctx, args)));
+  args.workspace = workspace.view();
+  {
+    py::gil_scoped_release release;
+    sru_backward(ctx, args);
+  }
+  const auto or_none = [](const Array& a) {
+    return a.view().given() ? a.object() : py::object(py::none());
+  };
+  return py::make_tuple(dx.object(), dweight.object(), or_none(dweight_c), dbias.object(),
+                        dc0.object(), or_none(dmask_c));
+}
+
+}  // namespace
+
+void bind_sru(py::module_& m) {
+  py::class_<Saved>(m, "SRUSaved");
+  m.def("sru_forward", &forward);
+  m.def("sru_backward", &backward);
+}
+
+}  // namespace penstock::python

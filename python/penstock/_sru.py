@@ -1,0 +1,117 @@
+"""The Simple Recurrent Unit as a function."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+from penstock import _core
+from penstock._arrays import caller_of, host_lengths
+
+Array = Any
+Activation = Literal["identity", "tanh", "relu"]
+Direction = Literal["forward", "reverse", "bidirectional"]
+MaskSite = Literal["output", "state"]
+
+
+class SRUGrads(NamedTuple):
+    """Gradients of the arguments of :func:`sru`; None for arguments that were not given."""
+
+    dx: Array
+    dweight: Array
+    dweight_c: Array | None
+    dbias: Array
+    dc0: Array
+    dmask_c: Array | None
+
+
+class SRUBackprop(Protocol):
+    """Gradients of the inputs from gradients of the outputs; may be called more than once."""
+
+    def __call__(self, dy: Array | None = None, dc_last: Array | None = None) -> SRUGrads: ...
+
+
+class SRUOutput(NamedTuple):
+    """Result of :func:`sru`."""
+
+    y: Array
+    c_last: Array
+    backprop: SRUBackprop | None
+
+
+def sru(
+    x: Array,
+    weight: Array,
+    weight_c: Array | None,
+    bias: Array,
+    *,
+    c0: Array | None = None,
+    activation: Activation = "identity",
+    skip: bool = True,
+    scale_x: float = 1.0,
+    mask_pad: Array | None = None,
+    lengths: Array | None = None,
+    mask_c: Array | None = None,
+    mask_site: MaskSite = "output",
+    direction: Direction = "forward",
+    need_grad: bool = True,
+) -> SRUOutput:
+    """Run a Simple Recurrent Unit over a batch of sequences.
+
+    With T steps, B batch, D input and H hidden features, and dirs = 2 if bidirectional, else 1::
+
+        u0, u1, u2 [, u3] = weight · x_t
+        f  = sigmoid(u1 + v_f * c_prev + b_f)
+        r  = sigmoid(u2 + v_r * c_prev + b_r)
+        c  = f * c_prev + (1 - f) * u0
+        x' = scale_x * x_t (K = 3)  |  u3 (K = 4)  |  0 (skip=False)
+        h  = r * m * (g(c) - x') + x'      (mask_site="state": r * (m * g(c) - x') + x')
+
+    (Lei et al., arXiv 1709.02755.)
+
+    Args:
+        x: (T, B, D), float32, float64, float16 or bfloat16, of NumPy, CuPy or any library with
+            ``__dlpack__``, with any strides. All other arrays share its element type and device.
+        weight: (dirs, K·H, D), row blocks candidate, forget, reset and, if K = 4, skip.
+            K = 3 with ``skip`` needs D = dirs·H.
+        weight_c: (dirs, 2, H), v_f and v_r; None for v = 0.
+        bias: (dirs, 2, H), b_f and b_r.
+        c0: (B, dirs·H) initial state; None for zeros.
+        activation: g, one of "identity", "tanh", "relu".
+        skip: False leaves the skip term out.
+        scale_x: factor of x in the skip term when K = 3.
+        mask_pad: (T, B) bool, true at padded steps: they carry the state and output 0, and nothing
+            that stands there matters, NaN included.
+        lengths: (B,) integers from 0 to T: steps at and past a sequence's length are padding.
+        mask_c: (B, dirs·H) dropout mask, scaling included, the same at every step.
+        mask_site: whether the mask multiplies the "output" or, as in the paper's first version, the
+            "state".
+        direction: "forward", "reverse" or "bidirectional" (forward features first).
+        need_grad: False keeps nothing for the backward pass.
+
+    Returns:
+        ``SRUOutput(y, c_last, backprop)``: y (T, B, dirs·H), c_last (B, dirs·H), both of the
+        caller's library, and ``backprop(dy=None, dc_last=None) -> SRUGrads``, None if not
+        ``need_grad``. ``backprop`` reads the inputs again: do not change them in between.
+
+    Raises:
+        ValueError: a shape or a value is wrong.
+        TypeError: an element type is wrong, or something is not an array.
+        BufferError: an array is on another device than x.
+    """
+    caller = caller_of(x)
+    if lengths is not None:
+        lengths = host_lengths(lengths, x, caller)
+    stream = caller.stream(x)
+    y, c_last, saved = _core.sru_forward(
+        x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c,
+        activation, skip, scale_x, mask_site, direction, need_grad,
+        caller.empty(x), caller.empty_bytes(x), stream,
+    )  # fmt: skip
+    if saved is None:
+        return SRUOutput(caller.hand_over(y), caller.hand_over(c_last), None)
+
+    def backprop(dy: Array | None = None, dc_last: Array | None = None) -> SRUGrads:
+        grads = _core.sru_backward(saved, dy, dc_last, caller.stream(x))
+        return SRUGrads(*map(caller.hand_over, grads))
+
+    return SRUOutput(caller.hand_over(y), caller.hand_over(c_last), backprop)
