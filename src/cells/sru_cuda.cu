@@ -1,0 +1,389 @@
+// The SRU on CUDA: one thread takes one channel of one sequence through time.
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "cells/sru_cell.h"
+#include "cells/sru_kernels.h"
+#include "cuda/launch.h"
+#include "cuda/numeric.h"
+
+namespace penstock::cuda {
+namespace {
+
+using sru::BackwardScan;
+using sru::Dims;
+using sru::ForwardScan;
+using sru::Plan;
+using sru::ScanArgs;
+
+// Blocks are small because a whole device's worth of threads is only a few ten thousand channels.
+constexpr int kThreads = 64;
+// Steps whose inputs a thread holds in registers ahead of the one it works on. A step waits about
+// 0.6 µs for memory and takes about 30 ns to compute; more double values would spill.
+template <class T>
+constexpr int kStepsAhead = sizeof(T) == 8 ? 3 : 6;
+
+/// One channel of one sequence: where its elements are, and how far apart in processing order.
+/// Step k of the walk is the k-th that the thread works on: the forward kernel goes through the
+/// range's steps from first to last, the backward kernel from last to first.
+template <class T>
+struct Walk {
+  using S = state_t<T>;
+
+  const T* u = nullptr;  // u0 of the walk's first step; u1 and u2 lie `gate` further on each
+  std::int64_t u_step = 0;
+  std::int64_t gate = 0;
+  const T* skip = nullptr;  // x' before scaling, or null
+  std::int64_t skip_step = 0;
+  S skip_scale = S(1);
+  const std::uint8_t* pad = nullptr;
+  std::int64_t pad_step = 0;
+  std::int64_t time = 0;  // of the first step
+  std::int64_t time_step = 1;
+  std::int64_t length = INT64_MAX;  // times from here on are padding
+  std::int64_t count = 0;           // steps
+
+  // Offsets of the first step in arrays of these layouts, and the distance between steps.
+  std::int64_t u_at = 0;               // like u and du
+  std::int64_t row_at = 0, row_step = 0;  // (T, B, dirs·H)
+  std::int64_t c_at = 0, c_step = 0;      // the states' plane
+  std::int64_t state_at = 0;              // (B, dirs·H)
+  std::int64_t param_at = 0;              // (dirs, 2, H), first gate
+
+  sru_cell::Parameters<S> parameters = {};
+  S mask = S(1), mask_skip = S(1);
+};
+
+/// Number of walks of a scan: threads that have work.
+__host__ __device__ __forceinline__ std::int64_t walks(const ScanArgs& a) {
+  return a.dims.batch * (a.range.dir_end - a.range.dir_begin) *
+         (a.range.channel_end - a.range.channel_begin);
+}
+
+/// Walk number i; neighbours in i are neighbouring channels, so that a warp's accesses coalesce.
+template <class T>
+__device__ __forceinline__ Walk<T> make_walk(const ScanArgs& a, std::int64_t i, bool backward) {
+  using S = state_t<T>;
+  const std::int64_t channels = a.range.channel_end - a.range.channel_begin;
+  const std::int64_t columns = (a.range.dir_end - a.range.dir_begin) * channels;
+  const std::int64_t b = i / columns;
+  const std::int64_t local_dir = i % columns / channels;
+  const std::int64_t local_channel = i % channels;
+  const std::int64_t dir = a.range.dir_begin + local_dir;
+  const std::int64_t channel = a.range.channel_begin + local_channel;
+  const std::int64_t width = a.dims.width(), batch = a.dims.batch;
+
+  Walk<T> w;
+  const bool reversed = a.reversed(dir);
+  const std::int64_t first = backward ? a.range.step_end - 1 : a.range.step_begin;
+  w.count = a.range.step_end - a.range.step_begin;
+  w.time = reversed ? a.dims.steps - 1 - first : first;
+  w.time_step = reversed != backward ? -1 : 1;
+  // u's row 0 is the earliest time of the range.
+  const std::int64_t earliest = reversed ? a.dims.steps - a.range.step_end : a.range.step_begin;
+  const std::int64_t row = w.time * batch + b;
+
+  w.u_at = ((w.time - earliest) * batch + b) * a.u.row_stride + local_dir * a.u.dir_stride +
+           local_channel;
+  w.u_step = w.time_step * batch * a.u.row_stride;
+  w.u = static_cast<const T*>(a.u.data) + w.u_at;
+  w.gate = a.gate_stride;
+  w.state_at = b * width + dir * a.dims.hidden + channel;
+  w.row_at = w.time * batch * width + w.state_at;
+  w.row_step = w.time_step * batch * width;
+  w.c_at = row * a.c.row_stride + local_dir * a.c.dir_stride + local_channel;
+  w.c_step = w.time_step * batch * a.c.row_stride;
+  if (a.dims.skip_from_x) {
+    w.skip = static_cast<const T*>(a.x) + w.row_at;
+    w.skip_step = w.row_step;
+    w.skip_scale = static_cast<S>(a.scale_x);
+  } else if (a.dims.blocks == 4) {
+    w.skip = w.u + 3 * w.gate;
+    w.skip_step = w.u_step;
+  }
+  if (a.padding.pad != nullptr) {
+    w.pad = a.padding.pad + row;
+    w.pad_step = w.time_step * batch;
+  }
+  if (a.padding.lengths != nullptr) w.length = a.padding.lengths[b];
+
+  w.param_at = dir * 2 * a.dims.hidden + channel;
+  const T* v = static_cast<const T*>(a.weight_c) + w.param_at;
+  const T* bias = static_cast<const T*>(a.bias) + w.param_at;
+  w.parameters = {widen(v[0]), widen(v[a.dims.hidden]), widen(bias[0]), widen(bias[a.dims.hidden])};
+  if (a.mask_c != nullptr) {
+    w.mask = widen(static_cast<const T*>(a.mask_c)[w.state_at]);
+    if (a.mask_site == MaskSite::kOutput) w.mask_skip = w.mask;
+  }
+  return w;
+}
+
+/// What a step reads, as it lies in memory.
+template <class T>
+struct Loaded {
+  T u0, u1, u2, skip;
+  bool padded;
+};
+
+template <class T>
+__device__ __forceinline__ Loaded<T> load(const Walk<T>& w, std::int64_t k) {
+  Loaded<T> l;
+  const T* u = w.u + k * w.u_step;
+  l.u0 = __ldg(u);
+  l.u1 = __ldg(u + w.gate);
+  l.u2 = __ldg(u + 2 * w.gate);
+  l.skip = w.skip == nullptr ? T{} : __ldg(w.skip + k * w.skip_step);
+  l.padded = w.time + k * w.time_step >= w.length ||
+             (w.pad != nullptr && __ldg(w.pad + k * w.pad_step) != 0);
+  return l;
+}
+
+template <class T>
+__device__ __forceinline__ sru_cell::Inputs<state_t<T>> inputs(const Walk<T>& w,
+                                                               const Loaded<T>& l) {
+  sru_cell::Inputs<state_t<T>> in;
+  in.u0 = widen(l.u0);
+  in.u1 = widen(l.u1);
+  in.u2 = widen(l.u2);
+  in.skip = w.skip_scale * widen(l.skip);
+  in.mask = w.mask;
+  in.mask_skip = w.mask_skip;
+  return in;
+}
+
+// The recurrence over a range of steps, given u.
+// Work split: a thread per (batch row, direction, channel), over all steps; no thread reads what
+// another one writes. Traffic per step and channel, in elements: u0 u1 u2 x' in, y out, and c out
+// (state type) when training. The next kStepsAhead steps' inputs are already in registers or on their
+// way when a step is computed. Limits: 64-bit offsets; 2^31 - 1 blocks. Invariants: inputs do not
+// overlap outputs; a padded step's u may be NaN and is not used. Launch: kThreads, no shared memory.
+template <class T, Activation A>
+__global__ void __launch_bounds__(kThreads) sru_forward_kernel(ForwardScan a) {
+  using S = state_t<T>;
+  constexpr int kAhead = kStepsAhead<T>;
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= walks(a)) return;
+  const Walk<T> w = make_walk<T>(a, i, /*backward=*/false);
+  T* y = static_cast<T*>(a.y) + w.row_at;
+  S* c_out = a.c.data == nullptr ? nullptr : static_cast<S*>(a.c.data) + w.c_at;
+  S* state = static_cast<S*>(a.c_state) + w.state_at;
+  S c = *state;
+
+  Loaded<T> ahead[kAhead] = {};
+#pragma unroll
+  for (int j = 0; j < kAhead; ++j) {
+    if (j < w.count) ahead[j] = load(w, j);
+  }
+  for (std::int64_t k0 = 0; k0 < w.count; k0 += kAhead) {
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const std::int64_t k = k0 + j;
+      if (k >= w.count) break;
+      const Loaded<T> now = ahead[j];
+      if (k + kAhead < w.count) ahead[j] = load(w, k + kAhead);
+      S h = S(0);
+      if (!now.padded) {
+        const auto out = sru_cell::forward<A, S>(inputs(w, now), w.parameters, c);
+        c = out.c;
+        h = out.h;
+      }
+      y[k * w.row_step] = narrow<T>(h);
+      if (c_out != nullptr) c_out[k * w.c_step] = c;
+    }
+  }
+  *state = c;
+}
+
+// The gradients through a range of steps, from the last to the first.
+// Work split: as forward. Traffic per step and channel, in elements: u0 u1 u2 x' dy and c_prev in,
+// du0 du1 du2 dx' out; c is the previous turn's c_prev. The sums over time of dv, db and dmask
+// stay in registers, in the state type, and are added to this thread's own places in dparams and
+// dmask: no two threads share one, so the order is fixed. Limits, invariants, launch: as forward.
+template <class T, Activation A>
+__global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a) {
+  using S = state_t<T>;
+  constexpr int kAhead = kStepsAhead<T>;
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= walks(a)) return;
+  const Walk<T> w = make_walk<T>(a, i, /*backward=*/true);
+  const S* c_in = static_cast<const S*>(a.c.data) + w.c_at;
+  const S* c0 = static_cast<const S*>(a.c0) + w.state_at;
+  const T* dy = a.dy == nullptr ? nullptr : static_cast<const T*>(a.dy) + w.row_at;
+  T* du = static_cast<T*>(a.du.data) + w.u_at;
+  T* dskip = nullptr;
+  std::int64_t dskip_step = 0;
+  if (a.dx_skip != nullptr) {
+    dskip = static_cast<T*>(a.dx_skip) + w.row_at;
+    dskip_step = w.row_step;
+  } else if (a.dims.blocks == 4) {
+    dskip = du + 3 * w.gate;
+    dskip_step = w.u_step;
+  }
+  const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
+  S* state = static_cast<S*>(a.dc_state) + w.state_at;
+  S dc = *state;
+  S dv_f = S(0), dv_r = S(0), db_f = S(0), db_r = S(0), dmask = S(0);
+
+  Loaded<T> ahead[kAhead] = {};
+  T dy_ahead[kAhead] = {};
+  S c_ahead[kAhead] = {};  // c_prev
+  const auto fetch = [&](std::int64_t k, int j) {
+    ahead[j] = load(w, k);
+    if (dy != nullptr) dy_ahead[j] = __ldg(dy + k * w.row_step);
+    // What came before the sequence's first step is c0, else one step further on the walk.
+    const bool first = k == w.count - 1 && a.range.step_begin == 0;
+    c_ahead[j] = __ldg(first ? c0 : c_in + (k + 1) * w.c_step);
+  };
+#pragma unroll
+  for (int j = 0; j < kAhead; ++j) {
+    if (j < w.count) fetch(j, j);
+  }
+  S c = *c_in;
+  for (std::int64_t k0 = 0; k0 < w.count; k0 += kAhead) {
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const std::int64_t k = k0 + j;
+      if (k >= w.count) break;
+      const Loaded<T> now = ahead[j];
+      const S dh = widen(dy_ahead[j]);
+      const S c_prev = c_ahead[j];
+      if (k + kAhead < w.count) fetch(k + kAhead, j);
+      sru_cell::Backward<S> out = {};
+      if (!now.padded) {
+        out = sru_cell::backward<A, S>(inputs(w, now), w.parameters, c_prev, c, dh, dc, site);
+        dc = out.dc_prev;
+        dv_f += out.du1 * c_prev;
+        dv_r += out.du2 * c_prev;
+        db_f += out.du1;
+        db_r += out.du2;
+        dmask += out.dmask;
+      }
+      T* at = du + k * w.u_step;
+      at[0] = narrow<T>(out.du0);
+      at[w.gate] = narrow<T>(out.du1);
+      at[2 * w.gate] = narrow<T>(out.du2);
+      if (dskip != nullptr) dskip[k * dskip_step] = narrow<T>(w.skip_scale * out.dskip);
+      c = c_prev;
+    }
+  }
+  *state = dc;
+  // (4, B, dirs·H)
+  S* sums = static_cast<S*>(a.dparams) + w.state_at;
+  const std::int64_t plane = a.dims.batch * a.dims.width();
+  sums[0] += dv_f;
+  sums[plane] += dv_r;
+  sums[2 * plane] += db_f;
+  sums[3 * plane] += db_r;
+  if (a.dmask != nullptr) static_cast<S*>(a.dmask)[w.state_at] += dmask;
+}
+
+constexpr int kReduceColumns = 32;
+constexpr int kReduceRows = 8;
+
+// dweight_c and dbias from the per-sequence sums (4, B, dirs·H): the sum over the batch.
+// Work split: a block per 32 columns and parameter (blockIdx.y: dv_f, dv_r, db_f, db_r); row ty of
+// threads sums batch rows ty, ty + 8, … in double, then row 0 adds the eight in order, so the
+// result depends on the shape alone. Traffic: each partial sum once. Launch: (32, 8) threads,
+// 2 kB of shared memory.
+template <class T>
+__global__ void __launch_bounds__(kReduceColumns * kReduceRows)
+    sru_reduce_kernel(Dims dims, const state_t<T>* partial, T* dweight_c, T* dbias) {
+  PENSTOCK_SHARED_MEMORY(double, sums);
+  const std::int64_t width = dims.width();
+  const std::int64_t column =
+      static_cast<std::int64_t>(blockIdx.x) * kReduceColumns + threadIdx.x;
+  const std::int64_t parameter = blockIdx.y;
+  const int lane = static_cast<int>(threadIdx.y * kReduceColumns + threadIdx.x);
+  double sum = 0.0;
+  if (column < width) {
+    for (std::int64_t b = threadIdx.y; b < dims.batch; b += kReduceRows) {
+      sum += static_cast<double>(partial[(parameter * dims.batch + b) * width + column]);
+    }
+  }
+  sums[lane] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || column >= width) return;
+  for (int row = 1; row < kReduceRows; ++row) sum += sums[row * kReduceColumns + lane];
+  T* out = parameter < 2 ? dweight_c : dbias;
+  if (out == nullptr) return;
+  const std::int64_t dir = column / dims.hidden, channel = column % dims.hidden;
+  out[(dir * 2 + parameter % 2) * dims.hidden + channel] =
+      narrow<T>(static_cast<state_t<T>>(sum));
+}
+
+/// All channels and both directions in one group: one product, one launch.
+Plan plan(const Dims& d) {
+  Plan p;
+  p.channels = d.hidden;
+  p.dirs_per_group = d.dirs;
+  p.chunk_steps = std::max<std::int64_t>(1, d.steps);
+  p.pack_weight = false;
+  p.dx_rows = INT64_MAX;
+  return p;
+}
+
+template <class Scan, class F>
+void for_type_and_activation(const Scan& a, F&& f) {
+  with_type(a.dims.compute, [&](auto tag) {
+    switch (a.activation) {
+      case Activation::kIdentity:
+        return f(tag, std::integral_constant<Activation, Activation::kIdentity>{});
+      case Activation::kTanh:
+        return f(tag, std::integral_constant<Activation, Activation::kTanh>{});
+      case Activation::kRelu:
+        return f(tag, std::integral_constant<Activation, Activation::kRelu>{});
+    }
+  });
+}
+
+void forward(const Context& ctx, const ForwardScan& a) {
+  if (walks(a) == 0) return;
+  const DeviceGuard guard(ctx);
+  for_type_and_activation(a, [&](auto tag, auto activation) {
+    using T = typename decltype(tag)::type;
+    launch(ctx, "sru_forward", sru_forward_kernel<T, decltype(activation)::value>,
+           one_thread_each(walks(a), kThreads), a);
+  });
+}
+
+void backward(const Context& ctx, const BackwardScan& a) {
+  if (walks(a) == 0 || a.range.step_end == a.range.step_begin) return;
+  const DeviceGuard guard(ctx);
+  for_type_and_activation(a, [&](auto tag, auto activation) {
+    using T = typename decltype(tag)::type;
+    launch(ctx, "sru_backward", sru_backward_kernel<T, decltype(activation)::value>,
+           one_thread_each(walks(a), kThreads), a);
+  });
+}
+
+std::size_t param_partial_bytes(const Dims& d) {
+  return static_cast<std::size_t>(4 * d.batch * d.width()) * size_of(d.state);
+}
+
+void reduce_params(const Context& ctx, const Dims& d, const void* dparams, void* dweight_c,
+                   void* dbias) {
+  if (dweight_c == nullptr && dbias == nullptr) return;
+  const DeviceGuard guard(ctx);
+  with_type(d.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    LaunchShape shape = one_thread_each(d.width(), kReduceColumns);
+    shape.grid.y = 4;
+    shape.block = dim3(kReduceColumns, kReduceRows);
+    shape.shared_bytes = kReduceColumns * kReduceRows * sizeof(double);
+    launch(ctx, "sru_reduce", sru_reduce_kernel<T>, shape, d,
+           static_cast<const state_t<T>*>(dparams), static_cast<T*>(dweight_c),
+           static_cast<T*>(dbias));
+  });
+}
+
+}  // namespace
+
+const sru::Kernels& sru_kernels() {
+  static constexpr sru::Kernels table = {&plan, &forward, &backward, &param_partial_bytes,
+                                         &reduce_params};
+  return table;
+}
+
+}  // namespace penstock::cuda

@@ -1,0 +1,99 @@
+// What every file of the CUDA backend goes through to reach the runtime: error checks, the current
+// device, kernel launches, dynamic shared memory. Kernel text stays plain CUDA; the emulated
+// runtime of the tests (tests/cuda_emulation) compiles the same files.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "penstock/context.h"
+#include "penstock/error.h"
+
+namespace penstock::cuda {
+
+/// Throw Error(kRuntime) with the runtime's words unless the call succeeded.
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  // Take the error off the runtime, so that the next call does not report it as its own.
+  cudaGetLastError();
+  throw Error(ErrorCode::kRuntime, std::string("CUDA: ") + what + ": " +
+                                       cudaGetErrorString(status) + " (" +
+                                       cudaGetErrorName(status) + ")");
+}
+
+/// Makes a device current, and the caller's device again at the end of the scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int index) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    changed_ = before_ != index;
+    if (changed_) check(cudaSetDevice(index), "cudaSetDevice");
+  }
+  explicit DeviceGuard(const Context& ctx) : DeviceGuard(ctx.device().index) {}
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+inline cudaStream_t stream_of(const Context& ctx) {
+  return static_cast<cudaStream_t>(ctx.stream());
+}
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  std::size_t shared_bytes = 0;
+};
+
+/// One thread per item; n >= 1.
+inline LaunchShape one_thread_each(std::int64_t n, int threads) {
+  const std::int64_t blocks = (n + threads - 1) / threads;
+  if (blocks > 0x7fffffff) {
+    throw Error(ErrorCode::kRuntime,
+                "CUDA: " + std::to_string(n) + " items are more than one launch can hold");
+  }
+  LaunchShape s;
+  s.grid = dim3(static_cast<unsigned>(blocks));
+  s.block = dim3(static_cast<unsigned>(threads));
+  return s;
+}
+
+/// For kernels whose threads stride over the grid: enough blocks for n items, but no more than
+/// keep any device busy.
+inline LaunchShape grid_stride(std::int64_t n, int threads) {
+  constexpr std::int64_t kMaxBlocks = 1 << 16;
+  return one_thread_each(std::min(n, kMaxBlocks * threads), threads);
+}
+
+/// Launch on the context's stream; its device must be current. `name` is for the error message.
+template <class... Parameters, class... Arguments>
+void launch(const Context& ctx, const char* name, void (*kernel)(Parameters...),
+            const LaunchShape& shape, Arguments&&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream_of(ctx);
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+}  // namespace penstock::cuda
+
+/// Declare `name`, a pointer to the launch's dynamic shared memory. At most once per kernel.
+#if defined(__CUDACC__)
+#define PENSTOCK_SHARED_MEMORY(T, name)                                       \
+  extern __shared__ __align__(16) unsigned char penstock_shared_memory[];     \
+  T* name = reinterpret_cast<T*>(penstock_shared_memory)
+#else
+#define PENSTOCK_SHARED_MEMORY(T, name) \
+  T* name = static_cast<T*>(::cuda_emulation::dynamic_shared_memory())
+#endif
