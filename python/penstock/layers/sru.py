@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-import penstock
-from penstock._arrays import array_module
+from penstock._arrays import array_module, caller_of, host_lengths
+from penstock._sru import sru
 from penstock.layers.init import (
     skip_scale,
     sru_bias,
@@ -130,6 +130,7 @@ class _Cell(Layer):
         p = self._parameters
         self.args = (p["weight"], p.get("weight_c"), p["bias"])
         self.options = {**self._options, "scale_x": self._constants["scale_x"]}
+        self.inference_options = {**self.options, "need_grad": False}
 
     def run(
         self,
@@ -165,7 +166,7 @@ class _Cell(Layer):
         if separate:
             y, c_last, step = _sru_separate_skip(inner, x, *self.args, given)
         else:
-            y, c_last, step = penstock.sru(inner, *self.args, **given)
+            y, c_last, step = sru(inner, *self.args, **given)
         if not need:
             return y, c_last, no_backprop
 
@@ -238,7 +239,7 @@ def _sru_separate_skip(
     unit = xp.arange(hidden)
     for d in range(directions):
         wide[d, rows + unit, width + d * hidden + unit] = given["scale_x"]
-    out = penstock.sru(joined, wide, weight_c, bias, **{**given, "scale_x": 1.0})
+    out = sru(joined, wide, weight_c, bias, **{**given, "scale_x": 1.0})
 
     def backprop(dy: Array | None, dc_last: Array | None) -> _SkipGrads:
         grads = out.backprop(dy, dc_last)
@@ -434,15 +435,15 @@ class SRU(Layer):
             return self._infer(x, c0, lengths, mask_pad)
 
         weight = self._cells[0].args[0]
-        xp = check_input("x", x, weight, self.input_size)
-        if x.ndim != 3:
-            raise ValueError(f"x: expected three axes, got shape {tuple(x.shape)}")
+        xp = self._check_input(x)
         shape = tuple(x.shape)
         h = x.transpose(1, 0, 2) if self.batch_first else x
         if mask_pad is not None and self.batch_first:
             mask_pad = xp.asarray(mask_pad).T
         batch = h.shape[1]
         states = self._check_states("c0", c0, batch, weight)
+        if lengths is not None:  # once for all layers: on a GPU, each time is a copy
+            lengths = host_lengths(lengths, h, caller_of(h))
         if not self._plain or (training and self.rnn_dropout > 0.0):
             h = _without_padding(xp, h, lengths, mask_pad)
         given = {"lengths": lengths, "mask_pad": mask_pad}
@@ -481,27 +482,41 @@ class SRU(Layer):
         return SRULayerOutput(y, c_last, backprop)
 
     def _infer(self, x: Array, c0: Array | None, lengths: Any, mask_pad: Any) -> SRULayerOutput:
-        """Inference without anything around the cells: nothing but calls of penstock.sru."""
-        if c0 is not None:
-            batch = x.shape[1] if getattr(x, "ndim", 0) == 3 else -1
-            c0 = self._check_states("c0", c0, batch, self._cells[0].args[0])
+        """Inference without anything around the cells: nothing but calls of penstock.sru.
+
+        One step of one sequence takes some microseconds, so checks here are the cheapest that
+        find an error; what they find is then described by the full ones.
+        """
+        cells = self._cells
+        weight = cells[0].args[0]
+        shape = getattr(x, "shape", ())
+        if len(shape) != 3 or shape[2] != self.input_size or x.dtype != weight.dtype:
+            self._check_input(x)
+        if c0 is not None and getattr(c0, "shape", None) != (self.num_layers, shape[1], self.output_size):
+            self._check_states("c0", c0, shape[1], weight)
+        if len(cells) == 1:
+            cell = cells[0]
+            c = None if c0 is None else c0[0]
+            y, c_last, _ = sru(
+                x, *cell.args, c0=c, lengths=lengths, mask_pad=mask_pad, **cell.inference_options
+            )
+            return SRULayerOutput(y, c_last[None], no_backprop)
         last = []
         y = x
-        for i, cell in enumerate(self._cells):
-            y, c, _ = penstock.sru(
-                y,
-                *cell.args,
-                c0=None if c0 is None else c0[i],
-                lengths=lengths,
-                mask_pad=mask_pad,
-                need_grad=False,
-                **cell.options,
+        for i, cell in enumerate(cells):
+            c = None if c0 is None else c0[i]
+            y, c, _ = sru(
+                y, *cell.args, c0=c, lengths=lengths, mask_pad=mask_pad, **cell.inference_options
             )
             last.append(c)
-        if len(last) == 1:
-            return SRULayerOutput(y, last[0][None], no_backprop)
-        xp = array_module(y)
-        return SRULayerOutput(y, xp.stack(last), no_backprop)
+        return SRULayerOutput(y, array_module(y).stack(last), no_backprop)
+
+    def _check_input(self, x: Any) -> Any:
+        """Check x and return its array library."""
+        xp = check_input("x", x, self._cells[0].args[0], self.input_size)
+        if x.ndim != 3:
+            raise ValueError(f"x: expected three axes, got shape {tuple(x.shape)}")
+        return xp
 
     def _check_states(self, name: str, c: Any, batch: int, like: Array) -> Array | None:
         if c is None:
@@ -539,12 +554,6 @@ def _without_padding(xp: Any, x: Array, lengths: Any, mask_pad: Any) -> Array:
             )
         padded = padded.astype(bool)
     if lengths is not None:
-        counts = xp.asarray(lengths)
-        if tuple(counts.shape) != (batch,) or counts.dtype.kind not in "iu":
-            raise ValueError(
-                f"lengths: expected integers of shape ({batch},), "
-                f"got dtype {counts.dtype} of shape {tuple(counts.shape)}"
-            )
-        beyond = xp.arange(steps)[:, None] >= counts
+        beyond = xp.arange(steps)[:, None] >= xp.asarray(lengths)
         padded = beyond if padded is None else padded | beyond
     return x if padded is None else xp.where(padded[..., None], x.dtype.type(0), x)
