@@ -6,9 +6,8 @@ import warnings
 from typing import Any
 
 import numpy as np
-import pytest
-
 import penstock
+import pytest
 from penstock.convert import convert_state_dict, load_sru_checkpoint, to_sru_package
 
 Array = np.ndarray[Any, Any]
@@ -18,6 +17,7 @@ def package_state(
     input_size: int,
     hidden: int,
     layers: int = 1,
+    *,
     directions: int = 1,
     skip: bool = True,
     projection: int = 0,
@@ -71,7 +71,7 @@ def package_forward(state: dict[str, Array], x: Array, directions: int, skip: bo
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize(("input_size", "skip"), [(6, True), (5, True), (5, False), (6, False)])
 def test_layout(directions: int, input_size: int, skip: bool) -> None:
-    state = package_state(input_size, 6 // directions, 1, directions, skip)
+    state = package_state(input_size, 6 // directions, directions=directions, skip=skip)
     x = np.random.default_rng(1).standard_normal((4, 3, input_size))
     layer = load_sru_checkpoint(state, bidirectional=directions == 2, skip=skip)
     assert layer.config()["dtype"] == "float64"
@@ -155,7 +155,7 @@ def test_reads_options_off_the_arrays() -> None:
         ({"rnn_lst.0.weight": np.zeros((7, 17))}, {"skip": False}, r"rnn_lst.0.weight\]: expected"),
         ({"rnn_lst.1.bias": np.zeros(4)}, {}, r"rnn_lst.1.bias\]: expected shape \(12,\)"),
         ({"rnn_lst.1.weight": None, "rnn_lst.3.weight": 0}, {}, "expected layers 0 to n - 1"),
-        ({"input_to_hidden.weight": np.zeros((6, 6))}, {}, "input_to_hidden.weight has no"),
+        ({"input_to_hidden.weight": np.zeros((6, 6))}, {}, r"input_to_hidden\.weight has no"),
         ({}, {"skip": False}, "skip: expected True for these shapes, got False"),
         ({}, {"prefix": "x."}, r"prefix: expected one of \[''\], got 'x.'"),
         ({"rnn_lst.0.bias": np.zeros(10)}, {"bidirectional": True}, "width divisible by 2, got 5"),
@@ -169,13 +169,13 @@ def test_errors(change: dict[str, Any], options: dict[str, Any], message: str) -
 
 
 def test_other_errors() -> None:
-    with pytest.raises(ValueError, match="expected the names of one SRU"):
+    with pytest.raises(ValueError, match=r"expected the names of one SRU"):
         convert_state_dict({"weight": np.zeros(1)})
     with pytest.raises(TypeError, match=r"state\['rnn_lst.0.weight'\]: expected a NumPy array"):
         convert_state_dict({"rnn_lst.0.weight": [1]})
     with pytest.raises(ValueError, match="got 'relu'"):
         to_sru_package(penstock.SRU(3, 3, activation="relu"))
-    with pytest.raises(TypeError, match="layer: expected a penstock.SRU"):
+    with pytest.raises(TypeError, match=r"layer: expected a penstock\.SRU"):
         to_sru_package(penstock.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 

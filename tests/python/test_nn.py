@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from penstock import nn
 from penstock.nn.embedding import sum_by_row, sum_runs_pairwise
 
@@ -201,7 +200,7 @@ def test_sequential_gradients_and_names() -> None:
 def test_state_dict_copies_and_loads_in_place(tmp_path: Any) -> None:
     first, second = Pair(), Pair()
     for array in first.parameters().values():
-        array += 1
+        array[...] += 1
     live = second.parameters()
     state = first.state_dict()
     second.load_state_dict(state)
@@ -222,7 +221,7 @@ def test_load_state_dict_errors_write_nothing() -> None:
     before = pair.state_dict()
     state = pair.state_dict()
     for array in state.values():
-        array += 1
+        array[...] += 1
     missing = {k: v for k, v in state.items() if k != "body.0.bias"}
     with pytest.raises(ValueError, match=r"missing: \['body.0.bias'\], unexpected: none"):
         pair.load_state_dict(missing)

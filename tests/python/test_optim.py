@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from penstock import optim
 from penstock.optim import schedules
 
@@ -28,9 +27,8 @@ def adam_reference(p: Any, grads: list[Any], lr: float, wd: float, decoupled: bo
     for n, g in enumerate(grads, 1):
         if decoupled:
             p = p - lr * wd * p
-        else:
-            g = g + wd * p
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        d = g if decoupled else g + wd * p
+        m, v = b1 * m + (1 - b1) * d, b2 * v + (1 - b2) * d * d
         p = p - lr * (m / (1 - b1**n)) / (np.sqrt(v / (1 - b2**n)) + eps)
     return p
 

@@ -7,9 +7,8 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
-
 import penstock
+import pytest
 
 Array = np.ndarray[Any, Any]
 T, B = 4, 3
@@ -21,7 +20,7 @@ def make(**options: Any) -> penstock.SRU:
     layer = penstock.SRU(**options)
     rng = np.random.default_rng(11)
     for array in layer.parameters().values():
-        array += 0.3 * rng.standard_normal(array.shape)
+        array[...] += 0.3 * rng.standard_normal(array.shape)
     return layer
 
 

@@ -137,6 +137,7 @@ class _Cell(Layer):
         x: Array,
         c0: Array | None,
         given: dict[str, Any],
+        *,
         rng: np.random.Generator,
         training: bool,
         need: bool,
@@ -163,15 +164,16 @@ class _Cell(Layer):
 
         given = {**given, **self.options, "c0": c0, "mask_c": mask_c, "need_grad": need}
         separate = self.identity_skip and inner is not x
+        out: Any
         if separate:
-            y, c_last, step = _sru_separate_skip(inner, x, *self.args, given)
+            out = _sru_separate_skip(inner, x, self.args, given)
         else:
-            y, c_last, step = sru(inner, *self.args, **given)
+            out = sru(inner, *self.args, **given)
         if not need:
-            return y, c_last, no_backprop
+            return out.y, out.c_last, no_backprop
 
         def backprop(dy: Array | None, dc_last: Array | None) -> _CellGrads:
-            grads = step(dy, dc_last)
+            grads = out.backprop(dy, dc_last)
             gradients = {"weight": grads.dweight}
             if self.args[1] is not None:
                 gradients["weight_c"] = grads.dweight_c
@@ -190,7 +192,7 @@ class _Cell(Layer):
                 dx = dx + grads.dskip
             return _CellGrads(dx, grads.dc0, gradients)
 
-        return y, c_last, backprop
+        return out.y, out.c_last, backprop
 
     def _project(self, x: Array) -> Array:
         projection = self._parameters["projection"]
@@ -216,20 +218,22 @@ class _SkipGrads(NamedTuple):
     dc0: Array
 
 
+class _SkipOutput(NamedTuple):
+    y: Array
+    c_last: Array
+    backprop: Callable[..., _SkipGrads]
+
+
 def _sru_separate_skip(
-    x: Array,
-    x_skip: Array,
-    weight: Array,
-    weight_c: Array | None,
-    bias: Array,
-    given: dict[str, Any],
-) -> tuple[Array, Array, Callable[..., _SkipGrads]]:
+    x: Array, x_skip: Array, args: tuple[Array, Array | None, Array], given: dict[str, Any]
+) -> _SkipOutput:
     """``penstock.sru`` with K = 3, where the skip term takes ``x_skip`` instead of ``x``.
 
     A cell with layer normalisation, variational dropout or a projection multiplies its weight
     with the changed input, but its skip term takes the input itself. Posed as a cell with K = 4
     over the joined inputs: the skip rows are scale_x times the identity on ``x_skip``'s part.
     """
+    weight, weight_c, bias = args
     xp = array_module(x)
     directions, rows, width = weight.shape
     hidden = rows // 3
@@ -239,7 +243,7 @@ def _sru_separate_skip(
     unit = xp.arange(hidden)
     for d in range(directions):
         wide[d, rows + unit, width + d * hidden + unit] = given["scale_x"]
-    out = sru(joined, wide, weight_c, bias, **{**given, "scale_x": 1.0})
+    out: Any = sru(joined, wide, weight_c, bias, **{**given, "scale_x": 1.0})
 
     def backprop(dy: Array | None, dc_last: Array | None) -> _SkipGrads:
         grads = out.backprop(dy, dc_last)
@@ -252,7 +256,7 @@ def _sru_separate_skip(
             grads.dc0,
         )
 
-    return out.y, out.c_last, backprop
+    return _SkipOutput(out.y, out.c_last, backprop)
 
 
 class _Cells(Layer):
@@ -268,12 +272,17 @@ class SRU(Layer):
     """A stack of Simple Recurrent Units (arXiv 1709.02755); :func:`penstock.sru` has the equations.
 
     Layer i's parameters, with D its input width, H ``hidden_size`` and O = dirs * H its output
-    width: ``layers.i.weight`` (dirs, K * H, D), ``layers.i.weight_c`` (dirs, 2, H),
-    ``layers.i.bias`` (dirs, 2, H), with a projection to P features ``layers.i.projection`` (P, D)
-    (``weight`` is then (dirs, K * H, P)), with layer normalisation ``layers.i.layer_norm.weight`` and
-    ``.bias`` (D,). K is 3 if D = O, so that the skip term is the layer's input itself, or if there
-    is no skip term; else 4. ``layers.i.scale_x`` is saved, but not trained. Initial values are
-    the published ones: see :mod:`penstock.layers.init`.
+    width:
+
+        layers.i.weight             (dirs, K * H, D), or (dirs, K * H, P) after a projection
+        layers.i.weight_c           (dirs, 2, H), unless ``weight_c`` is False
+        layers.i.bias               (dirs, 2, H)
+        layers.i.projection         (P, D), with a projection
+        layers.i.layer_norm.weight  (D,), with layer normalisation; likewise ``.bias``
+        layers.i.scale_x            saved, but not trained
+
+    K is 3 if D = O, so that the skip term is the layer's input itself, or if there is no skip
+    term; else 4. Initial values are the published ones: see :mod:`penstock.layers.init`.
 
     Args:
         input_size: features of the input.
@@ -452,7 +461,7 @@ class SRU(Layer):
         last: list[Array] = []
         for i, cell in enumerate(self._cells):
             c = None if states is None else states[i]
-            h, c, step = cell.run(h, c, given, self._rng, training, need)
+            h, c, step = cell.run(h, c, given, rng=self._rng, training=training, need=need)
             last.append(c)
             steps.append(step)
         y = h.transpose(1, 0, 2) if self.batch_first else h
@@ -462,8 +471,8 @@ class SRU(Layer):
         y_shape = tuple(y.shape)
 
         def backprop(dy: Array | None = None, dc_last: Array | None = None) -> SRULayerGrads:
-            dh = dy
-            if dh is not None:
+            dh: Any = dy
+            if dy is not None:
                 check_gradient("dy", dh, weight, y_shape)
                 dh = dh.transpose(1, 0, 2) if self.batch_first else dh
             dstates = self._check_states("dc_last", dc_last, batch, weight)
@@ -489,11 +498,13 @@ class SRU(Layer):
         """
         cells = self._cells
         weight = cells[0].args[0]
-        shape = getattr(x, "shape", ())
+        shape: tuple[int, ...] = getattr(x, "shape", ())
         if len(shape) != 3 or shape[2] != self.input_size or x.dtype != weight.dtype:
             self._check_input(x)
-        if c0 is not None and getattr(c0, "shape", None) != (self.num_layers, shape[1], self.output_size):
-            self._check_states("c0", c0, shape[1], weight)
+        if c0 is not None:
+            expected = (self.num_layers, shape[1], self.output_size)
+            if getattr(c0, "shape", None) != expected:
+                self._check_states("c0", c0, shape[1], weight)
         if len(cells) == 1:
             cell = cells[0]
             c = None if c0 is None else c0[0]

@@ -44,7 +44,8 @@ def clip_grad_norm(gradients: Mapping[str, Any], max_norm: float) -> float:
     if math.isfinite(norm) and norm > max_norm:
         factor = max_norm / norm
         for gradient in {id(g): g for g in gradients.values()}.values():
-            gradient *= gradient.dtype.type(factor)
+            scale = gradient.dtype.type(factor)
+            array_module(gradient).multiply(gradient, scale, out=gradient)
     return norm
 
 
