@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from penstock import optim
+from penstock.nn import RowGradient
 from penstock.optim import schedules
 
 SHAPES = {"a": (3, 4), "b": (5,), "big": (40000,), "none": (0, 3)}
@@ -173,6 +174,30 @@ def test_reaches_the_minimum(kind: str) -> None:
     for _ in range(600):
         opt.step({"w": np.array([2.0, 0.5]) * (p["w"] - 1)})
     np.testing.assert_allclose(p["w"], 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_row_gradients_touch_their_rows_alone(kind: str, dtype: str) -> None:
+    start = np.random.default_rng(0).standard_normal((6, 3)).astype(dtype)
+    table, part = {"w": start.copy()}, {"w": start[[1, 4]].copy()}
+    opt, small = make(kind, table), make(kind, part)
+    for i in range(3):
+        values = np.random.default_rng(i).standard_normal((2, 3)).astype(dtype)
+        opt.step({"w": RowGradient(np.array([1, 4]), values, 6)})
+        small.step({"w": values})
+    np.testing.assert_array_equal(table["w"][[1, 4]], part["w"])
+    np.testing.assert_array_equal(table["w"][[0, 2, 3, 5]], start[[0, 2, 3, 5]])
+    for name, array in small.state_dict().items():
+        if name != "steps":
+            np.testing.assert_array_equal(opt.state_dict()[name][[1, 4]], array)
+    clipped = {"w": RowGradient(np.array([1, 4]), np.full((2, 3), 2.0), 6)}
+    assert optim.clip_grad_norm(clipped, 1.0) == pytest.approx(math.sqrt(24))
+    np.testing.assert_allclose(clipped["w"].values, 2 * 24**-0.5)
+    optim.clip_grad_value(clipped, 0.1)
+    np.testing.assert_array_equal(clipped["w"].values, 0.1)
+    with pytest.raises(ValueError, match=r"gradients\['w'\]: expected shape \(6, 3\)"):
+        opt.step({"w": RowGradient(np.array([1, 4]), np.zeros((2, 3)), 5)})
 
 
 def test_clip_norm() -> None:

@@ -17,6 +17,7 @@ from penstock.nn.module import (
     SequentialOutput,
     prefix_gradients,
 )
+from penstock.nn.row_gradient import RowGradient
 
 __all__ = [
     "Dropout",
@@ -33,6 +34,7 @@ __all__ = [
     "LinearGrads",
     "LinearOutput",
     "LossOutput",
+    "RowGradient",
     "Sequential",
     "SequentialGrads",
     "SequentialOutput",

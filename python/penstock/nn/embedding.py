@@ -25,6 +25,7 @@ from penstock.nn.module import (
     resolve_dtype,
     wide_dtype,
 )
+from penstock.nn.row_gradient import RowGradient
 
 
 class EmbeddingOutput(NamedTuple):
@@ -38,7 +39,7 @@ class EmbeddingGrads(NamedTuple):
     """``dx`` is None, since indices have no gradient; ``dparameters``: ``weight``'s, or empty."""
 
     dx: None
-    dparameters: dict[str, Array]
+    dparameters: dict[str, Array | RowGradient]
 
 
 def sum_runs_numpy(
@@ -96,8 +97,8 @@ def sum_runs_pairwise(xp: Any, values: Array, rows: Array) -> tuple[Array, Array
         rows = rows[keep]
 
 
-def sum_by_row(indices: Array, values: Array, num_rows: int) -> Array:
-    """Return (num_rows, D) whose row i is the sum of ``values[n]`` over all n with indices[n] = i.
+def sum_by_row(indices: Array, values: Array, num_rows: int) -> RowGradient:
+    """Sum ``values[n]`` over all n with equal ``indices[n]``.
 
     Deterministic: additions happen in an order that depends on ``indices`` alone. Half types
     are summed in float32.
@@ -105,24 +106,22 @@ def sum_by_row(indices: Array, values: Array, num_rows: int) -> Array:
     Args:
         indices: (N,) integers in [0, num_rows).
         values: (N, D).
-        num_rows: rows of the result.
+        num_rows: rows of the whole.
     """
     xp = array_module(values)
-    wide = wide_dtype(values.dtype)
-    result = xp.zeros((num_rows, values.shape[1]), dtype=wide)
-    if indices.size:
-        if xp is np:
-            order = np.argsort(indices, kind="stable")
-            ordered = indices[order]
-            starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-            sums = np.empty((starts.size, values.shape[1]), dtype=wide)
-            sum_runs_numpy(values.astype(wide, copy=False), order, starts, sums)
-            result[ordered[starts]] = sums
-        else:
-            order = xp.argsort(indices, kind="stable")
-            rows, sums = sum_runs_pairwise(xp, values[order].astype(wide), indices[order])
-            result[rows] = sums
-    return result.astype(values.dtype, copy=False)
+    kind, wide = values.dtype, wide_dtype(values.dtype)
+    if indices.size == 0:
+        return RowGradient(indices, values, num_rows)
+    order = xp.argsort(indices, kind="stable")
+    ordered = indices[order]
+    if xp is np:
+        starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+        rows = ordered[starts]
+        sums = np.empty((starts.size, values.shape[1]), dtype=wide)
+        sum_runs_numpy(values.astype(wide, copy=False), order, starts, sums)
+    else:
+        rows, sums = sum_runs_pairwise(xp, values[order].astype(wide), ordered)
+    return RowGradient(rows, sums.astype(kind, copy=False), num_rows)
 
 
 class Embedding(Layer):
@@ -136,6 +135,9 @@ class Embedding(Layer):
         padding_idx: a row that starts at zero and gets no gradient; None for no such row.
         frozen: keep the table out of ``parameters()`` (it is still saved); backprop is then
             free.
+        row_gradient: give the table's gradient as a :class:`RowGradient` of the rows that were
+            used, so that an update costs as much as these rows and not as the whole table.
+            Optimisers then leave the other rows alone: no momentum or decay acts on them.
         weight: initial table (num_embeddings, features), copied; None to draw one.
         scale: standard deviation of the drawn rows.
         dtype: float32, float64, float16 or bfloat16.
@@ -150,6 +152,7 @@ class Embedding(Layer):
         *,
         padding_idx: int | None = None,
         frozen: bool = False,
+        row_gradient: bool = False,
         weight: npt.ArrayLike | None = None,
         scale: float = 1.0,
         dtype: npt.DTypeLike = "float32",
@@ -166,6 +169,7 @@ class Embedding(Layer):
             )
         self.padding_idx = padding_idx
         self.frozen = bool(frozen)
+        self.row_gradient = bool(row_gradient)
         kind = resolve_dtype(dtype)
         shape = (self.num_embeddings, self.features)
         if weight is None:
@@ -223,8 +227,10 @@ class Embedding(Layer):
             rows = flat if xp is np else flat % self.num_embeddings
             gradient = sum_by_row(rows, dy.reshape(-1, self.features), self.num_embeddings)
             if self.padding_idx is not None:
-                gradient[self.padding_idx] = 0
-            return EmbeddingGrads(None, {"weight": gradient})
+                gradient.values[gradient.rows == self.padding_idx] = 0
+            return EmbeddingGrads(
+                None, {"weight": gradient if self.row_gradient else gradient.dense()}
+            )
 
         return EmbeddingOutput(y, backprop)
 

@@ -36,8 +36,12 @@ def resolve_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     if name not in _FLOATS:
         raise ValueError(f"dtype: expected one of {', '.join(_FLOATS)}, got {dtype!r}")
     if name == "bfloat16":
-        import ml_dtypes  # NumPy itself has no bfloat16
-
+        try:
+            import ml_dtypes  # NumPy itself has no bfloat16
+        except ImportError as error:
+            raise ImportError(
+                "dtype: bfloat16 needs ml_dtypes; install it with pip install 'penstock[bfloat16]'"
+            ) from error
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return bfloat16
     return np.dtype(name)

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 
 from penstock._arrays import array_module
+from penstock.nn.row_gradient import RowGradient
 
 _BLOCK = 8192  # short enough that BLAS uses one thread, so the sum's order is fixed
+
+
+def _arrays(gradients: Mapping[str, Any]) -> list[Any]:
+    return [g.values if isinstance(g, RowGradient) else g for g in gradients.values()]
 
 
 def _square_sum(array: Any) -> Any:
@@ -40,10 +45,11 @@ def clip_grad_norm(gradients: Mapping[str, Any], max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm: expected a number > 0, got {max_norm}")
-    norm = math.sqrt(float(sum(_square_sum(g) for g in gradients.values())))
+    arrays = _arrays(gradients)
+    norm = math.sqrt(float(sum(_square_sum(g) for g in arrays)))
     if math.isfinite(norm) and norm > max_norm:
         factor = max_norm / norm
-        for gradient in {id(g): g for g in gradients.values()}.values():
+        for gradient in {id(g): g for g in arrays}.values():
             scale = gradient.dtype.type(factor)
             array_module(gradient).multiply(gradient, scale, out=gradient)
     return norm
@@ -56,6 +62,6 @@ def clip_grad_value(gradients: Mapping[str, Any], max_value: float) -> None:
     """
     if not max_value > 0:
         raise ValueError(f"max_value: expected a number > 0, got {max_value}")
-    for gradient in gradients.values():
+    for gradient in _arrays(gradients):
         bound = gradient.dtype.type(max_value)
         array_module(gradient).clip(gradient, -bound, bound, out=gradient)

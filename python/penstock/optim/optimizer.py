@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock._arrays import array_module
+from penstock.nn.row_gradient import RowGradient
 from penstock.optim.schedules import Schedule
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -83,7 +84,9 @@ class Optimizer:
         """Update every parameter from its gradient; gradients are not changed.
 
         Args:
-            gradients: arrays under exactly the parameters' names, with their shapes.
+            gradients: arrays under exactly the parameters' names, with their shapes. For a
+                :class:`penstock.nn.RowGradient` only its rows are updated, and their state
+                alone: momentum of other rows waits, and weight decay does not reach them.
 
         Raises ValueError or TypeError, before anything changes, if names, shapes, types or array
         libraries differ.
@@ -95,8 +98,19 @@ class Optimizer:
         for name, parameter in self._parameters.items():
             target = self._master.get(name, parameter)
             decay = self.weight_decay if name in self._decayed else 0.0
-            arrays = (target, gradients[name], *(self._state[s][name] for s in self.slots))
-            for block in self._blocks(arrays):
+            kept = (target, *(self._state[slot][name] for slot in self.slots))
+            gradient = gradients[name]
+            if isinstance(gradient, RowGradient):
+                rows = gradient.rows
+                picked = tuple(a[rows] for a in kept)
+                for block in self._blocks((picked[0], gradient.values, *picked[1:])):
+                    self._update(block, rate, decay)
+                for whole, part in zip(kept, picked, strict=True):
+                    whole[rows] = part
+                if target is not parameter:
+                    parameter[rows] = picked[0].astype(parameter.dtype)
+                continue
+            for block in self._blocks((kept[0], gradient, *kept[1:])):
                 self._update(block, rate, decay)
             if target is not parameter:
                 parameter[...] = target
@@ -142,17 +156,20 @@ class Optimizer:
             )
         for name, p in self._parameters.items():
             g = gradients[name]
-            if not isinstance(g, array_module(p).ndarray):
+            values = g.values if isinstance(g, RowGradient) else g
+            if not isinstance(values, array_module(p).ndarray):
                 raise TypeError(
                     f"gradients[{name!r}]: expected a {type(p).__module__}.ndarray, "
-                    f"got {type(g).__module__}.{type(g).__name__}"
+                    f"got {type(values).__module__}.{type(values).__name__}"
                 )
             if tuple(g.shape) != tuple(p.shape):
                 raise ValueError(
                     f"gradients[{name!r}]: expected shape {tuple(p.shape)}, got {tuple(g.shape)}"
                 )
-            if g.dtype.kind in "biucmMOSU":
-                raise TypeError(f"gradients[{name!r}]: expected a floating dtype, got {g.dtype}")
+            if values.dtype.kind in "biucmMOSU":
+                raise TypeError(
+                    f"gradients[{name!r}]: expected a floating dtype, got {values.dtype}"
+                )
 
     def sync_master_weights(self) -> None:
         """Copy half-type parameters into their float32 masters, after changing them elsewhere."""
