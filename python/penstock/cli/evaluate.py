@@ -19,6 +19,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    *,
     label: Annotated[
         str | None, typer.Option(help="Label column; by default as in the training data.")
     ] = None,
@@ -86,7 +87,8 @@ def _show(figures: dict[str, Any]) -> None:
     if len(names) > _WIDEST_MATRIX:
         console.print("(confusion matrix: see --json)", highlight=False)
         return
-    matrix = Table(box=box.SIMPLE_HEAD, title="true class by row, predicted class by column")
+    console.print("True class by row, predicted class by column:", highlight=False)
+    matrix = Table(box=box.SIMPLE_HEAD)
     matrix.add_column("")
     for name in names:
         matrix.add_column(Text(name), justify="right")

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -31,6 +31,7 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    *,
     text: Annotated[
         list[str] | None,
         typer.Option("--text", "-t", help="A text to classify; may be given several times."),
@@ -96,13 +97,11 @@ def _score(
         )
         return model.score_texts(table.texts)
     try:
-        opened: IO[str] = (
-            gzip.open(file, "rt", encoding="utf-8", newline="\n")
-            if file.name.lower().endswith(".gz")
-            else file.open(encoding="utf-8", newline="\n")
-        )
-        with opened as stream:
-            return model.score_texts(_lines(stream))
+        with file.open("rb") as raw:
+            zipped = file.name.lower().endswith(".gz")
+            binary = cast("IO[bytes]", gzip.GzipFile(fileobj=raw) if zipped else raw)
+            with io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as stream:
+                return model.score_texts(_lines(stream))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
 

@@ -24,11 +24,13 @@ class ProgressPrinter(RunObserver):
 
     Args:
         console: where to print.
+        title: printed first, once the data are read and there is no error in them.
         quiet: print nothing.
     """
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, title: str, *, quiet: bool = False) -> None:
         self._console = console
+        self._title: str | None = title
         self._quiet = quiet
         self._epochs = 0
         self._task: TaskID | None = None
@@ -53,11 +55,12 @@ class ProgressPrinter(RunObserver):
 
     def _print(self, text: str, style: str | None = None) -> None:
         if not self._quiet:
-            self._console.print(
-                text, style=style, highlight=False, markup=False, soft_wrap=True
-            )
+            self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def data_loaded(self, lines: Sequence[str]) -> None:
+        if self._title is not None:
+            self._print(self._title, "bold")
+            self._title = None
         for line in lines:
             self._print(line)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    *,
     label: Annotated[
         str | None,
         typer.Option(help="Label column; guessed if not given.", rich_help_panel=_DATA),
@@ -134,8 +135,15 @@ def train(
     ] = None,
     pooling: Annotated[
         str | None,
+        typer.Option(help="From steps to one vector: last, max or mean.", rich_help_panel=_MODEL),
+    ] = None,
+    memory: Annotated[
+        int | None,
         typer.Option(
-            help="From steps to one vector: last, max or mean.", rich_help_panel=_MODEL
+            help="Let the forget gates start out with memories of up to this many steps; 0: "
+            "biases of 0, as published. Default: 64 for digits, otherwise 0.",
+            rich_help_panel=_MODEL,
+            show_default=False,
         ),
     ] = None,
     lr: Annotated[
@@ -221,23 +229,20 @@ def train(
 
     from penstock.cli.progress import ProgressPrinter
     from penstock.training import Interrupted, TrainConfig, UserError, run_training
+    from penstock.training.runs import resume_config
 
     given = _given(context)
     if resume and overwrite:
         raise UserError("give --resume or --overwrite, not both")
     folder = _folder(out, file, resume, overwrite)
-    config = _resumed(folder, given) if resume else TrainConfig(**given)
+    config = resume_config(folder, given) if resume else TrainConfig(**given)
     console = Console()
     try:
-        if not quiet:
-            verb = "Going on with" if resume else "Training in"
-            console.print(f"{verb} {folder}", highlight=False, markup=False, soft_wrap=True)
-        if overwrite:
-            from penstock.training.runs import clear_run
-
-            clear_run(folder)
-        with ProgressPrinter(console, quiet=quiet) as printer:
-            metrics = run_training(config, folder, resume=resume, observer=printer)
+        verb = "Going on with" if resume else "Training in"
+        with ProgressPrinter(console, f"{verb} {folder}", quiet=quiet) as printer:
+            metrics = run_training(
+                config, folder, resume=resume, overwrite=overwrite, observer=printer
+            )
     except Interrupted:
         console.print(
             f"Stopped; a checkpoint is written. Go on with:\n"
@@ -259,9 +264,8 @@ def _given(context: typer.Context) -> dict[str, Any]:
     for name, value in context.params.items():
         source = context.get_parameter_source(name)
         key = "data" if name == "file" else name
-        if key in names and value is not None and source is not None:
-            if source.name == "COMMANDLINE":
-                given[key] = str(value) if isinstance(value, Path) else value
+        if key in names and value is not None and getattr(source, "name", "") == "COMMANDLINE":
+            given[key] = str(value) if isinstance(value, Path) else value
     return given
 
 
@@ -305,26 +309,6 @@ def _folder(out: Path | None, data: Path | None, resume: bool, overwrite: bool) 
     if latest is None:
         raise UserError(f"--resume: no run to go on with in {_ROOT / name}; name one with --out")
     return latest
-
-
-def _resumed(folder: Path, given: dict[str, Any]) -> Any:
-    """Return the options of the run in `folder` with those that may change replaced."""
-    from penstock.training import UserError
-    from penstock.training.config import RESUMABLE, option_name
-    from penstock.training.runs import load_config
-
-    config = load_config(folder)
-    movable = {"data", "dev", "test", "embeddings"}  # the contents are compared, not the places
-    for name, value in given.items():
-        before = getattr(config, name)
-        if name in movable and (value is None) == (before is None):
-            continue
-        if name not in RESUMABLE and value != before:
-            raise UserError(
-                f"{option_name(name)}: the run in {folder} was started with {before}, got "
-                f"{value}; leave the option out, or start a new run"
-            )
-    return replace(config, **given)
 
 
 def _quoted(path: Path) -> str:

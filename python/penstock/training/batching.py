@@ -148,7 +148,7 @@ def stratified_split(
     held: list[np.ndarray] = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        count = min(int(round(fraction * len(members))), len(members) - 1)
+        count = min(round(fraction * len(members)), len(members) - 1)
         held.append(members[:count])
     held_out = np.sort(np.concatenate([np.zeros(0, np.int64), *held]))
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out

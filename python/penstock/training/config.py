@@ -23,6 +23,7 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
         "bidirectional": True,
         "pooling": "mean",
+        "memory": 64,
         "lr": 5e-3,
         "epochs": 20,
         "patience": 0,
@@ -35,6 +36,7 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "dropout": 0.3,
         "bidirectional": False,
         "pooling": "max",
+        "memory": 0,
         "lr": 1e-3,
         "epochs": 20,
         "patience": 5,
@@ -77,6 +79,7 @@ class TrainConfig:
     bidirectional: bool | None = None
     dropout: float | None = None
     pooling: str | None = None
+    memory: int | None = None
     lr: float | None = None
     schedule: str = "cosine"
     weight_decay: float = 0.0
@@ -93,7 +96,7 @@ class TrainConfig:
             _check(self, name, lambda value: value >= 1, "at least 1")
         for name in ("embedding_size", "min_count"):
             _check(self, name, lambda value: value >= 1, "at least 1")
-        for name in ("patience", "seed", "checkpoint_every", "weight_decay", "clip_norm"):
+        for name in ("memory", "patience", "seed", "checkpoint_every", "weight_decay", "clip_norm"):
             _check(self, name, lambda value: value >= 0, "0 or more")
         for name in ("dev_fraction", "test_fraction", "dropout"):
             _check(self, name, lambda value: 0 <= value < 1, "at least 0 and below 1")

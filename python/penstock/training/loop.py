@@ -113,7 +113,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     came = False
-    previous: dict[int, Any] = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal came
@@ -198,10 +198,16 @@ def predict_logits(
     return logits
 
 
-def _learning_rate(options: FitOptions, step: int, steps: int) -> float:
-    if options.schedule == "constant":
-        return options.lr
-    return options.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+#: Schedules of the learning rate by name, from the highest rate and the number of updates.
+SCHEDULES: dict[str, Callable[[float, int], optim.Schedule]] = {
+    "constant": lambda lr, steps: optim.schedules.constant(lr),
+    "cosine": optim.schedules.cosine,
+}
+
+
+def _decays(name: str) -> bool:
+    """Whether weight decay holds for a parameter: for matrices, and not for biases."""
+    return name.endswith("weight")
 
 
 class _Fit:
@@ -213,6 +219,7 @@ class _Fit:
         train: Examples,
         dev: Examples | None,
         options: FitOptions,
+        *,
         checkpoint: Path,
         keep: Callable[[SequenceClassifier], None],
         identity: Mapping[str, Any],
@@ -221,9 +228,12 @@ class _Fit:
         self.model, self.train, self.dev = model, train, dev
         self.options, self.checkpoint, self.keep = options, checkpoint, keep
         self.identity, self.observer = dict(identity), observer
-        self.parameters = model.parameters()
+        updates = options.epochs * math.ceil(len(train) / options.batch_size)
         self.optimizer = optim.AdamW(
-            self.parameters, lr=options.lr, weight_decay=options.weight_decay
+            model.parameters(),
+            SCHEDULES[options.schedule](options.lr, updates),
+            weight_decay=options.weight_decay,
+            decay=_decays,
         )
         self.progress = Progress()
         self.saved_at = time.monotonic()
@@ -264,7 +274,7 @@ class _Fit:
             options.patience > 0 and progress.waited >= options.patience
         )
 
-    def step(self, batch: Batch, step: int, steps: int) -> None:
+    def step(self, batch: Batch) -> None:
         progress, options = self.progress, self.options
         output = self.model(batch.inputs, lengths=batch.lengths, training=True)
         loss = nn.softmax_cross_entropy(output.y, batch.labels)
@@ -277,7 +287,6 @@ class _Fit:
         gradients = output.backprop(loss.backprop()).dparameters
         if options.clip_norm > 0:
             optim.clip_grad_norm(gradients, options.clip_norm)
-        self.optimizer.lr = _learning_rate(options, step, steps)
         self.optimizer.step(gradients)
         size = len(batch.labels)
         progress.loss_sum += value * size
@@ -293,9 +302,7 @@ class _Fit:
         before, started = progress.seconds, time.perf_counter()
         self.observer.epoch_started(progress.epoch + 1, len(batches), progress.batch)
         for indices in batches[progress.batch :]:
-            step = progress.epoch * len(batches) + progress.batch
-            batch = _to_device(self.train.batch(indices), xp)
-            self.step(batch, step, options.epochs * len(batches))
+            self.step(_to_device(self.train.batch(indices), xp))
             progress.seconds = before + time.perf_counter() - started
             self.observer.batch_done(progress.loss_sum / progress.seen)
             due = time.monotonic() - self.saved_at >= options.checkpoint_every
@@ -382,6 +389,13 @@ def fit(
         UserError: the checkpoint cannot be read or belongs to another run.
     """
     run = _Fit(
-        model, train, dev, options, checkpoint, keep, identity, observer or Observer()
+        model,
+        train,
+        dev,
+        options,
+        checkpoint=checkpoint,
+        keep=keep,
+        identity=identity,
+        observer=observer or Observer(),
     )
     return run.run(resume)

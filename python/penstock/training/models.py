@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import penstock
 from penstock import nn
+from penstock.layers import SRU
 from penstock.nn.module import no_backprop
 from penstock.training.errors import UserError
 from penstock.training.pooling import POOLINGS, PoolOutput
@@ -29,6 +29,8 @@ class ModelOptions:
         bidirectional: whether the encoder runs both ways.
         dropout: probability, on the embeddings, between the encoder's layers and after pooling.
         pooling: "last", "max" or "mean".
+        memory: if above 2, forget gates start out remembering for up to this many steps, see
+            `spread_forget_biases`; otherwise their biases start at 0 as published.
         freeze_embeddings: keep the embeddings as they are given.
         seed: of the initial weights and the dropout masks.
     """
@@ -42,6 +44,7 @@ class ModelOptions:
     bidirectional: bool = False
     dropout: float = 0.0
     pooling: str = "max"
+    memory: int = 0
     freeze_embeddings: bool = False
     seed: int = 0
 
@@ -82,9 +85,19 @@ def encoder_names() -> list[str]:
     return sorted(_ENCODERS)
 
 
+def spread_forget_biases(biases: Any, memory: int, rng: np.random.Generator) -> None:
+    """Set forget biases, of any shape, to log(u), u uniform between 1 and memory - 1.
+
+    A gate f = sigmoid(bias) forgets over 1 / (1 - f) steps, so that the features' memories then
+    range from 2 steps to `memory` (Tallec and Ollivier, arXiv 1804.11188). With biases of 0 every
+    feature starts out forgetting half of its state at each step.
+    """
+    biases[...] = np.log(rng.uniform(1, memory - 1, biases.shape)).astype(biases.dtype)
+
+
 @register_encoder("sru")
 def _build_sru(options: ModelOptions, seed: int) -> Any:
-    return penstock.SRU(
+    layer = SRU(
         options.input_size,
         options.hidden,
         options.layers,
@@ -92,6 +105,12 @@ def _build_sru(options: ModelOptions, seed: int) -> Any:
         dropout=options.dropout,
         seed=seed,
     )
+    if options.memory > 2:
+        rng = np.random.default_rng([seed, 1])
+        for index in range(options.layers):
+            bias = layer.parameters()[f"layers.{index}.bias"]  # (directions, 2, H): forget, reset
+            spread_forget_biases(bias[:, 0], options.memory, rng)
+    return layer
 
 
 class ClassifierOutput(NamedTuple):
@@ -187,9 +206,7 @@ class SequenceClassifier(nn.Layer):
         def backprop(dy: Any) -> ClassifierGrads:
             output = logits.backprop(dy)
             encoder = encoded.backprop(pooled.backprop(thinned.backprop(output.dx).dx))
-            gradients = nn.prefix_gradients(
-                encoder=encoder.dparameters, output=output.dparameters
-            )
+            gradients = nn.prefix_gradients(encoder=encoder.dparameters, output=output.dparameters)
             if embedded is None:
                 return ClassifierGrads(dropped.backprop(encoder.dx).dx, gradients)
             if not self.options.freeze_embeddings:

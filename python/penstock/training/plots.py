@@ -38,11 +38,11 @@ def plot_learning_curve(
         strict=True,
     ):
         for split, name, colour in (("train", "training", _TRAIN), ("dev", "dev", _DEV)):
-            values = [entry.get(f"{split}_{key}") for entry in history]
-            if values and None not in values:
+            name_in_history = f"{split}_{key}"
+            if all(name_in_history in entry for entry in history):
                 axes.plot(
                     epochs,
-                    [scale * value for value in values],
+                    [scale * entry[name_in_history] for entry in history],
                     color=colour,
                     marker=marker,
                     markersize=3.5,

@@ -15,11 +15,11 @@ and a run over folds holds config.json, metrics.json and one such folder for eac
 
 from __future__ import annotations
 
+import os
 import platform
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from penstock.training.config import DIGITS, RESUMABLE, TrainConfig, option_name
 from penstock.training.embeddings import read_embeddings
 from penstock.training.errors import UserError
 from penstock.training.loop import (
+    SCHEDULES,
     FitOptions,
     Observer,
     Progress,
@@ -50,7 +51,8 @@ CONFIG, MODEL, WEIGHTS = "config.json", "model.json", "model.safetensors"
 VOCABULARY, CHECKPOINT = "vocabulary.txt", "checkpoint.safetensors"
 METRICS, CURVE = "metrics.json", "learning_curve.png"
 
-SCHEDULES = ("cosine", "constant")
+#: Options that name a file.
+_FILES = ("data", "dev", "test", "embeddings")
 
 
 class RunObserver(Observer):
@@ -176,9 +178,7 @@ def _splits(config: TrainConfig, data: _Data) -> list[_Split]:
             raise UserError(f"--folds: expected at most {len(rows)}, the rows, got {config.folds}")
         splits = []
         for test in batching.stratified_folds(labels, config.folds, config.seed):
-            train, dev = hold_out(
-                np.setdiff1d(rows, test), config.dev_fraction, config.seed + 1
-            )
+            train, dev = hold_out(np.setdiff1d(rows, test), config.dev_fraction, config.seed + 1)
             splits.append(_Split(train, dev, test))
         return splits
     train, test = hold_out(rows, config.test_fraction or 0.0, config.seed)
@@ -235,6 +235,7 @@ class _Run:
         config: TrainConfig,
         data: _Data,
         split: _Split,
+        *,
         resume: bool,
         observer: RunObserver,
     ) -> None:
@@ -297,6 +298,7 @@ class _Run:
             bidirectional=bool(config.bidirectional),
             dropout=config.dropout,
             pooling=config.pooling,
+            memory=config.memory or 0,
             freeze_embeddings=config.freeze_embeddings,
             seed=config.seed,
         )
@@ -307,6 +309,7 @@ class _Run:
                 "task": config.task,
                 "labels": data.names,
                 "input": data.input_spec,
+                "data": data.digests,
                 "model": options.to_dict(),
             },
         )
@@ -317,7 +320,7 @@ class _Run:
         options = {
             name: value for name, value in self.config.to_dict().items() if name not in RESUMABLE
         }
-        for name in ("data", "dev", "test", "embeddings"):
+        for name in _FILES:
             options.pop(name)  # a file may move; what it holds may not change
         if self.config.schedule == "cosine":
             options["epochs"] = self.config.epochs  # the whole schedule depends on it
@@ -408,8 +411,6 @@ class _Run:
 
 def machine() -> dict[str, Any]:
     """Describe the machine: system, processor and number of cores usable."""
-    import os
-
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -466,6 +467,50 @@ def load_config(folder: Path) -> TrainConfig:
     return TrainConfig.from_dict(read_json(folder / CONFIG))
 
 
+def resume_config(folder: Path, changes: dict[str, Any]) -> TrainConfig:
+    """Return the options of the run in `folder` with `changes` applied.
+
+    Args:
+        folder: of the run.
+        changes: options by their name in `TrainConfig`. Those that what was computed so far
+            depends on must be as they were; a file may have moved, but its content is compared
+            when the run goes on.
+
+    Raises:
+        UserError: there is no run in `folder`, or an option may not change.
+    """
+    config = load_config(folder)
+    for name, value in changes.items():
+        before = getattr(config, name)
+        moved = name in _FILES and (value is None) == (before is None)
+        if value == before or moved:
+            continue
+        if name == "epochs" and config.schedule == "cosine":
+            raise UserError(
+                f"--epochs: the run in {folder} lowers its learning rate along a cosine over "
+                f"{before} epochs, so that their number cannot change; --schedule constant "
+                "allows it"
+            )
+        if name not in RESUMABLE:
+            raise UserError(
+                f"{option_name(name)}: the run in {folder} was started with {before}, got "
+                f"{value}; leave the option out, or start a new run"
+            )
+    return replace(config, **changes)
+
+
+def _check_same_data(folder: Path, data: _Data) -> None:
+    """Check that a run's data files hold what they held when it started."""
+    for path in [folder, *sorted(folder.glob("fold-[0-9]*"))]:
+        if not (path / MODEL).is_file():
+            continue
+        before = read_json(path / MODEL)["data"]
+        for part, digest in data.digests.items():
+            if before.get(part) != digest:
+                what = "data file" if part == "data" else f"{part} file"
+                raise UserError(f"cannot resume: the {what} of the run in {folder} has changed")
+
+
 def clear_run(folder: Path) -> None:
     """Delete the files of a run, and nothing else, from a folder."""
     for path in [folder, *sorted(folder.glob("fold-[0-9]*"))]:
@@ -481,6 +526,7 @@ def run_training(
     folder: Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     observer: RunObserver | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says, and leave the results in `folder`.
@@ -490,6 +536,7 @@ def run_training(
         folder: made if it does not exist.
         resume: go on where the run in `folder` stopped, from the beginning if it has not got
             as far as a checkpoint.
+        overwrite: delete the run in `folder` first, once the data are read without an error.
         observer: told of every event.
 
     Returns:
@@ -504,11 +551,17 @@ def run_training(
     _check_names(config)
     data = _load_digits(config) if config.task == DIGITS else _load_text(config)
     splits = _splits(config, data)
+    if resume:
+        _check_same_data(folder, data)
+    elif overwrite:
+        clear_run(folder)
+    elif is_run(folder):
+        raise UserError(f"{folder} holds a run already")
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomically(folder / CONFIG, config.to_dict())
     observer.data_loaded(_describe(data, splits))
     if not config.folds:
-        return _Run(folder, config, data, splits[0], resume, observer).train()
+        return _Run(folder, config, data, splits[0], resume=resume, observer=observer).train()
     width = len(str(len(splits)))
     results = []
     for number, split in enumerate(splits, 1):
@@ -516,7 +569,8 @@ def run_training(
         path = folder / f"fold-{number:0{width}}"
         path.mkdir(exist_ok=True)
         write_json_atomically(path / CONFIG, config.to_dict())
-        results.append(_Run(path, config, data, split, resume, observer).train())
+        run = _Run(path, config, data, split, resume=resume, observer=observer)
+        results.append(run.train())
     metrics = _summary(config, results)
     write_json_atomically(folder / METRICS, metrics)
     return metrics

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,29 +95,34 @@ def _read_frame(path: Path, separator: str, quotes: bool | None) -> Any:
     # A TSV file seldom follows the quoting rules of CSV: a quotation mark there is text, and to
     # read it as quoting would swallow line ends and join rows.
     use_quotes = separator == "," if quotes is None else quotes
+    hint = "" if use_quotes else "; if its fields are quoted as in CSV, add --quotes"
     try:
-        return pandas.read_csv(
-            path,
-            sep=separator,
-            quoting=csv.QUOTE_MINIMAL if use_quotes else csv.QUOTE_NONE,
-            # Without this a bare carriage return inside a text would end the row.
-            lineterminator="\n",
-            dtype=str,
-            keep_default_na=False,  # "NA" and "null" are words
-            index_col=False,
-            encoding="utf-8-sig",
-            compression="gzip" if path.name.lower().endswith(".gz") else None,
-            on_bad_lines="error",
-        )
+        with warnings.catch_warnings():
+            # pandas only warns when it drops fields that the header has no name for.
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            return pandas.read_csv(
+                path,
+                sep=separator,
+                quoting=csv.QUOTE_MINIMAL if use_quotes else csv.QUOTE_NONE,
+                # Without this a bare carriage return inside a text would end the row.
+                lineterminator="\n",
+                dtype=str,
+                keep_default_na=False,  # "NA" and "null" are words
+                index_col=False,
+                encoding="utf-8-sig",
+                compression="gzip" if path.name.lower().endswith(".gz") else None,
+                on_bad_lines="error",
+            )
     except pandas.errors.EmptyDataError as error:
         raise UserError(f"{path} is empty") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
     except pandas.errors.ParserError as error:
         message = " ".join(str(error).removeprefix("Error tokenizing data. C error: ").split())
-        hint = "" if use_quotes else "; if its fields are quoted as in CSV, add --quotes"
         raise UserError(f"cannot parse {path}: {message}{hint}") from error
-    except (OSError, EOFError) as error:
+    except pandas.errors.ParserWarning as error:
+        raise UserError(f"{path}: rows have more fields than the header names{hint}") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
@@ -128,6 +135,9 @@ def read_table(
     with_labels: bool = True,
 ) -> TextTable:
     """Read a text table whose first line names the columns.
+
+    A row with fewer fields than columns counts as one whose last fields are empty. A text may be
+    empty, a label may not.
 
     Args:
         path: a file whose name ends in .tsv or .csv, or either followed by .gz; UTF-8.
@@ -158,11 +168,9 @@ def read_table(
     if with_labels and label_column is None:
         raise _column_error("label", "--label", label, path, columns)
     if label_column == text_column:
-        raise UserError(f"the label and the text cannot be the same column of {path}: {text_column!r}")
-    for column in (label_column, text_column):
-        if column is not None and frame[column].isna().any():
-            row = int(np.flatnonzero(frame[column].isna().to_numpy())[0])
-            raise UserError(f"{path}: row {row + 1} below the header has no column {column!r}")
+        raise UserError(
+            f"the label and the text cannot be the same column of {path}: {text_column!r}"
+        )
     # Files with Windows line ends leave a carriage return at the end of the last column.
     texts = [str(value).rstrip("\r") for value in frame[text_column]]
     labels: list[str] = []
