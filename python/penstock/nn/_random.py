@@ -56,7 +56,7 @@ def dropout_mask(
 ) -> Any:
     """Draw a mask that is 0 with probability ``p`` and 1 / (1 - p) otherwise.
 
-    The probability is realised to within 2**-17, from 16 random bits an element.
+    NumPy masks take 16 random bits an element, which realises the probability to within 2**-17.
 
     Args:
         rng: host generator the mask comes from.
@@ -65,20 +65,25 @@ def dropout_mask(
         like: array whose library (and device) the mask is made for.
         dtype: dtype of the mask.
     """
-    xp = array_module(like)
-    threshold = round(p * _LEVELS)
-    if xp is np:
-        bits = rng.integers(0, _LEVELS, shape, dtype=np.uint16)
+    if array_module(like) is np:
+        kept = rng.integers(0, _LEVELS, shape, dtype=np.uint16) >= round(p * _LEVELS)
     else:
-        device_seed = int(rng.integers(0, 1 << 63))
-        with like.device:
-            generator = xp.random.Generator(xp.random.Philox4x3210(device_seed))
-            bits = generator.integers(0, _LEVELS, shape, dtype=np.uint16)
+        kept = _uniform_on_device(int(rng.integers(0, 1 << 63)), shape, like) >= np.float32(p)
     kind = np.dtype(dtype)
     wide = kind if kind in (np.dtype(np.float32), np.dtype(np.float64)) else np.dtype(np.float32)
-    mask = (bits >= threshold).astype(wide)
+    mask = kept.astype(wide)
     mask *= 1.0 / (1.0 - p)
     return mask.astype(kind, copy=False)
+
+
+def _uniform_on_device(seed: int, shape: tuple[int, ...], like: Any) -> Any:
+    """float32 values uniform in [0, 1), of CuPy's Philox generator, on ``like``'s device."""
+    xp = array_module(like)
+    with like.device:
+        if 0 in shape:
+            return xp.empty(shape, dtype=np.float32)
+        generator = xp.random.Generator(xp.random.Philox4x3210(seed))
+        return generator.random(shape, dtype=np.float32)
 
 
 def rng_state(rng: np.random.Generator) -> dict[str, Any]:

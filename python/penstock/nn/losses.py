@@ -175,11 +175,12 @@ def _elementwise(
     def backprop(dloss: Array | float | None = None) -> Array:
         gradient = derivative()
         if dloss is not None and reduction == "none":
-            if tuple(xp.shape(dloss)) != tuple(values.shape):
+            heights = xp.asarray(dloss, dtype=gradient.dtype)
+            if tuple(heights.shape) != tuple(values.shape):
                 raise ValueError(
-                    f"dloss: expected shape {tuple(values.shape)}, got {tuple(xp.shape(dloss))}"
+                    f"dloss: expected shape {tuple(values.shape)}, got {tuple(heights.shape)}"
                 )
-            gradient *= dloss
+            gradient *= heights
         elif dloss is not None:
             gradient *= xp.asarray(dloss, dtype=gradient.dtype) * scale
         elif scale != 1.0:
