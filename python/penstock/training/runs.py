@@ -31,7 +31,7 @@ from penstock.training.batching import Examples, FeatureExamples, TokenExamples
 from penstock.training.checkpoints import read_json, write_json_atomically
 from penstock.training.config import DIGITS, RESUMABLE, TrainConfig, option_name
 from penstock.training.embeddings import read_embeddings
-from penstock.training.errors import UserError
+from penstock.training.errors import UserError, require
 from penstock.training.loop import (
     SCHEDULES,
     FitOptions,
@@ -202,8 +202,10 @@ def _initial_embeddings(
     return table
 
 
-def _check_names(config: TrainConfig) -> None:
-    """Check the options that name one of several, before anything slow."""
+def _check_options(config: TrainConfig) -> None:
+    """Check what would otherwise fail late: names, files, packages."""
+    for package in ("sklearn.metrics", "matplotlib.figure", "safetensors"):
+        require(package)
     for field, value, allowed in (
         ("model", config.model, encoder_names()),
         ("pooling", config.pooling, list(POOLINGS)),
@@ -214,6 +216,10 @@ def _check_names(config: TrainConfig) -> None:
             raise UserError(
                 f"{option_name(field)}: expected one of {', '.join(allowed)}, got {value!r}"
             )
+    for name in _FILES:
+        path = getattr(config, name)
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"no such file: {path}")
     device_module(config.device)
 
 
@@ -548,7 +554,7 @@ def run_training(
     """
     config = config.resolved()
     observer = observer or RunObserver()
-    _check_names(config)
+    _check_options(config)
     data = _load_digits(config) if config.task == DIGITS else _load_text(config)
     splits = _splits(config, data)
     if resume:
