@@ -172,7 +172,7 @@ class _Generator:
 def make_module() -> types.ModuleType:
     """The stand-in as a module to be put into ``sys.modules["cupy"]``."""
     module: Any = types.ModuleType("cupy")
-    for name in [
+    for name in (
         "abs",
         "arange",
         "argsort",
@@ -201,7 +201,7 @@ def make_module() -> types.ModuleType:
         "where",
         "zeros",
         "zeros_like",
-    ]:
+    ):
         setattr(module, name, _function(name))
     module.ndarray = ndarray
     module.asarray = lambda a, dtype=None: (

@@ -240,6 +240,38 @@ def test_initialisation() -> None:
     assert "layers.0.weight_c" not in plain.parameters()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_other_types(dtype: str) -> None:
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    options: dict[str, Any] = {
+        "input_size": 16,
+        "hidden_size": 8,
+        "num_layers": 2,
+        "bidirectional": True,
+        "layer_norm": True,
+        "projection_size": 6,
+        "dropout": 0.25,
+        "rnn_dropout": 0.25,
+    }
+    layer = make(**{**options, "dtype": dtype})
+    wide = make(**options)
+    wide.load_state_dict(layer.state_dict())
+    wide.set_rng_state(layer.rng_state())
+    kind = layer.layers.parameters()["0.weight"].dtype
+    assert kind.name == dtype == layer.dtype
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((5, 3, 16)).astype(kind) for _ in range(2))
+    tol = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 0.15}[dtype]
+    a, b = layer(x, training=True), wide(x.astype(float), training=True)
+    ga, gb = a.backprop(dy), b.backprop(dy.astype(float))
+    for name in ga.dparameters:
+        pairs = [(a.y, b.y), (a.c_last, b.c_last), (ga.dx, gb.dx)]
+        for mine, exact in [*pairs, (ga.dparameters[name], gb.dparameters[name])]:
+            assert mine.dtype == kind
+            assert np.abs(mine.astype(float) - exact).max() <= tol * np.abs(exact).max()
+
+
 def test_seeds() -> None:
     a, b = penstock.SRU(3, 4, seed=1).state_dict(), penstock.SRU(3, 4, seed=1).state_dict()
     c = penstock.SRU(3, 4, seed=2).state_dict()
