@@ -30,6 +30,24 @@ function(penstock_per_isa target)
   endforeach()
 endfunction()
 
+# penstock_enable_amx(source): Intel's matrix unit, where the compiler knows it.
+include(CheckCXXCompilerFlag)
+function(penstock_enable_amx source)
+  if(NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR NOT "avx512" IN_LIST PENSTOCK_ISAS)
+    return()
+  endif()
+  set(flags -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16)
+  string(JOIN " " joined ${flags})
+  check_cxx_compiler_flag("${joined}" PENSTOCK_COMPILER_HAS_AMX)
+  if(PENSTOCK_COMPILER_HAS_AMX)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      list(APPEND flags -Wno-maybe-uninitialized)  # false positives inside GCC's own headers
+    endif()
+    set_source_files_properties(${source} PROPERTIES
+      COMPILE_DEFINITIONS PENSTOCK_AMX COMPILE_OPTIONS "${flags}")
+  endif()
+endfunction()
+
 # penstock_add_cell(name): src/cells/name.cc (checks, order of work), name_cpu.cc (the CPU's table),
 # name_cpu_scans.cc (per instruction set), name_cuda.cu (the CUDA plugin).
 set(PENSTOCK_CUDA_CELLS "")

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "core/backend.h"
+#include "cpu/amx.h"
 #include "cpu/blas.h"
 #include "cpu/cells.h"
 #include "cpu/gemm.h"
@@ -25,6 +26,32 @@ std::size_t gemm_workspace_bytes() { return 0; }
 int device_count(char*, std::size_t) { return 1; }
 void prepare_device(int) {}
 
+void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
+                   std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
+                   std::int64_t ldc) {
+  gemm_kernels().f32(false, true, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const double* a,
+                   std::int64_t lda, const double* b, std::int64_t ldb, double beta, double* c,
+                   std::int64_t ldc) {
+  gemm_kernels().f64(false, true, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+
+void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
+                float* c, std::int64_t ldc) {
+  if (has_amx() && amx_pays(m, n, k)) {
+    amx_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+  } else {
+    blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+  }
+}
+void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
+                double* c, std::int64_t ldc) {
+  blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+
 template <class T>
 void gemm_as(const GemmArgs& g) {
   const auto* a = static_cast<const T*>(g.a);
@@ -34,13 +61,9 @@ void gemm_as(const GemmArgs& g) {
   const bool few_rows = !g.trans_a && g.trans_b && g.m <= kFewRows;
   for (std::int64_t i = 0; i < g.batch; ++i) {
     if (few_rows) {
-      if constexpr (sizeof(T) == 4) {
-        gemm_kernels().f32(false, true, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
-      } else {
-        gemm_kernels().f64(false, true, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
-      }
+      few_rows_gemm(g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
     } else {
-      blas_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
+      large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
     }
     a += g.stride_a;
     b += g.stride_b;

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/amx.h"
+
 namespace penstock::cpu {
 namespace {
 
@@ -37,7 +39,7 @@ Isa isa() {
 
 const char* isa_name() {
   switch (isa()) {
-    case Isa::kAvx512: return "avx512";
+    case Isa::kAvx512: return has_amx() ? "avx512+amx" : "avx512";
     case Isa::kAvx2: return "avx2";
     case Isa::kBase: break;
   }

@@ -1,0 +1,226 @@
+"""SRU layer on the CPU against torch.nn.LSTM and the `sru` package, in one run.
+
+Per case and thread count: forward without gradients and forward + backward, every contender's
+result in turn, round after round (so that a drift of the machine hits all alike), medians and
+quartiles. Beside them the floor: the matrix products alone, and for the elementwise recurrence the
+time memcpy takes for the bytes it must move.
+
+    python bench/sru_cpu.py --out bench/results/sru_cpu.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+    os.environ.pop(name, None)  # either halves OpenBLAS
+
+import numpy as np
+import torch
+from machine import describe
+
+import penstock
+
+CASES = [(32, 32, 256, 256), (128, 32, 512, 512), (512, 100, 200, 200), (1, 1, 256, 256)]
+RNG = np.random.default_rng(0)
+
+
+def sru_package() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import sru
+    except Exception as error:
+        print(f"sru: skipped, it does not import here ({error})", file=sys.stderr)
+        return None
+    return sru
+
+
+def random_array(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape, np.float32)
+
+
+class Penstock:
+    name = "penstock.SRU"
+
+    def __init__(self, d: int, h: int) -> None:
+        self.layer = penstock.SRU(d, h, 1, seed=0)
+
+    def forward(self, x: np.ndarray) -> Callable[[], Any]:
+        return lambda: self.layer(x)
+
+    def train(self, x: np.ndarray, dy: np.ndarray) -> Callable[[], Any]:
+        return lambda: self.layer(x, training=True).backprop(dy)
+
+
+class Torch:
+    def __init__(self, name: str, layer: torch.nn.Module) -> None:
+        self.name = name
+        self.layer = layer
+
+    def forward(self, x: np.ndarray) -> Callable[[], Any]:
+        xt = torch.from_numpy(x)
+        layer = self.layer.eval()
+
+        def run() -> Any:
+            with torch.no_grad():
+                return layer(xt)
+
+        return run
+
+    def train(self, x: np.ndarray, dy: np.ndarray) -> Callable[[], Any]:
+        xt = torch.from_numpy(x).requires_grad_()
+        dyt = torch.from_numpy(dy)
+        layer = self.layer.train()
+
+        def run() -> Any:
+            xt.grad = None
+            layer.zero_grad(set_to_none=True)
+            y, _ = layer(xt)
+            y.backward(dyt)
+            return xt.grad
+
+        return run
+
+
+def product_floor(rows: int, d: int, h: int, threads: int, backward: bool) -> Callable[[], Any]:
+    """The matrix products of a layer alone, through PyTorch's BLAS or ours, whichever is faster."""
+    x, w, du = random_array(rows, d), random_array(3 * h, d), random_array(rows, 3 * h)
+    xt, wt, dut = map(torch.from_numpy, (x, w, du))
+
+    def run() -> None:
+        torch.mm(xt, wt.T)
+        if backward:
+            torch.mm(dut.T, xt)
+            torch.mm(dut, wt)
+
+    return run
+
+
+def calibrate(fn: Callable[[], Any], seconds: float = 0.02) -> int:
+    fn()
+    start = time.perf_counter()
+    fn()
+    once = time.perf_counter() - start
+    return max(1, min(2000, int(seconds / max(once, 1e-7))))
+
+
+def measure(contenders: dict[str, Callable[[], Any]], budget: float) -> dict[str, dict[str, float]]:
+    """Alternate the contenders until the budget (seconds) is spent; milliseconds per call."""
+    loops = {name: calibrate(fn) for name, fn in contenders.items()}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    end = time.perf_counter() + budget
+    gc.disable()
+    while time.perf_counter() < end or min(map(len, times.values())) < 5:
+        for name, fn in contenders.items():
+            n = loops[name]
+            start = time.perf_counter()
+            for _ in range(n):
+                fn()
+            times[name].append((time.perf_counter() - start) / n * 1e3)
+    gc.enable()
+    out = {}
+    for name, ts in times.items():
+        low, median, high = statistics.quantiles(ts, n=4)
+        out[name] = {"ms": median, "low": low, "high": high, "rounds": len(ts)}
+    return out
+
+
+def memcpy_bandwidth(threads: int) -> float:
+    """Bytes read plus written per second, arrays beyond every cache, by libc's memcpy."""
+    n = 256 << 20
+    a, b = np.ones(n, np.uint8), np.ones(n, np.uint8)
+    libc = ctypes.CDLL(None)
+    best = 0.0
+    for _ in range(7):
+        start = time.perf_counter()
+        if threads == 1:
+            libc.memcpy(b.ctypes.data_as(ctypes.c_void_p), a.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(n))
+        else:
+            from concurrent.futures import ThreadPoolExecutor
+
+            part = n // threads
+            with ThreadPoolExecutor(threads) as pool:
+                list(
+                    pool.map(
+                        lambda i: libc.memcpy(
+                            ctypes.c_void_p(b.ctypes.data + i * part),
+                            ctypes.c_void_p(a.ctypes.data + i * part),
+                            ctypes.c_size_t(part),
+                        ),
+                        range(threads),
+                    )
+                )
+        best = max(best, 2 * n / (time.perf_counter() - start))
+    return best
+
+
+def elementwise(threads: int, budget: float) -> dict[str, Any]:
+    """The recurrence alone: D = 1 leaves a product of one multiply-add per element of u.
+
+    Bytes: training forward reads u and x' once and writes y and c; u is written by the product.
+    """
+    steps, batch, hidden = 512, 32, 1024
+    weight = random_array(1, 4 * hidden, 1)
+    v, b = random_array(1, 2, hidden), random_array(1, 2, hidden)
+    x = random_array(steps, batch, 1)
+    elements = steps * batch * hidden
+    run = measure(
+        {
+            "forward": lambda: penstock.sru(x, weight, v, b, need_grad=True),
+            "inference": lambda: penstock.sru(x, weight, v, b, need_grad=False),
+        },
+        budget,
+    )
+    # u0..u3 written and read once each, y and c written: 10 elements; inference keeps u in cache.
+    return {"elements": elements, "runs": run, "bytes_train": elements * 4 * 10, "bytes_inference": elements * 4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--budget", type=float, default=3.0, help="seconds per measurement")
+    parser.add_argument("--case", type=str, help="T,B,D,H instead of the built-in cases")
+    args = parser.parse_args()
+    cases = [tuple(map(int, args.case.split(",")))] if args.case else CASES
+    package = sru_package()
+    results = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        penstock.set_num_threads(threads)
+        for t, b, d, h in cases:
+            contenders: list[Any] = [Penstock(d, h), Torch("torch.nn.LSTM", torch.nn.LSTM(d, h))]
+            if package is not None:
+                contenders.append(Torch("sru", package.SRU(d, h, num_layers=1)))
+            x, dy = random_array(t, b, d), random_array(t, b, h)
+            for mode in ("forward", "forward+backward"):
+                back = mode != "forward"
+                fns = {c.name: c.train(x, dy) if back else c.forward(x) for c in contenders}
+                fns["matrix products"] = product_floor(t * b, d, h, threads, back)
+                times = measure(fns, args.budget)
+                ours = times["penstock.SRU"]["ms"]
+                ratios = {name: v["ms"] / ours for name, v in times.items()}
+                results.append({"threads": threads, "case": [t, b, d, h], "mode": mode, "times": times, "ratios": ratios})
+                line = "  ".join(f"{n} {v['ms']:.3f} ms ({ratios[n]:.2f}x)" for n, v in times.items())
+                print(f"{threads} thread(s) T,B,D,H={t},{b},{d},{h} {mode}: {line}", flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        machine = describe("penstock", "torch", "sru", "numpy")
+        machine["penstock"] = penstock.config()
+        args.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
