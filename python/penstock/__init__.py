@@ -7,16 +7,29 @@
 (5, 2, 16)
 """
 
-from penstock._config import config, get_num_threads, set_num_threads, show_config
+from penstock import convert, nn, optim
+from penstock._config import (
+    config,
+    get_num_threads,
+    release_memory,
+    set_num_threads,
+    show_config,
+)
 from penstock._core import __version__
 from penstock._sru import SRUGrads, SRUOutput, sru
+from penstock.layers import SRU
 
 __all__ = [
+    "SRU",
     "SRUGrads",
     "SRUOutput",
     "__version__",
     "config",
+    "convert",
     "get_num_threads",
+    "nn",
+    "optim",
+    "release_memory",
     "set_num_threads",
     "show_config",
     "sru",

@@ -38,3 +38,10 @@ def get_num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Spread CPU work over n >= 1 threads; results do not depend on n, bit for bit."""
     _core.set_num_threads(n)
+
+
+def release_memory() -> int:
+    """Give back host memory that is kept for the next call's workspace; returns its bytes."""
+    kept = int(_core.host_pool_bytes())
+    _core.release_host_pool()
+    return kept

@@ -29,6 +29,28 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     return normalise_pixels(images.data), images.target.astype(np.int64)
 
 
+def shift_images(sequences: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shift each image by up to one pixel in both directions; background moves in.
+
+    Args:
+        sequences: float32 (B, 64, 1).
+        rng: draws the shifts, each of the nine with equal probability.
+
+    Returns:
+        a new array of the same shape.
+    """
+    count = len(sequences)
+    side = 8
+    padded = np.full((count, side + 2, side + 2), -1, np.float32)
+    padded[:, 1:-1, 1:-1] = sequences.reshape(count, side, side)
+    down, right = rng.integers(0, 3, (2, count, 1, 1))
+    grid = np.arange(side)
+    shifted = padded[
+        np.arange(count)[:, None, None], grid[:, None] + down, grid + right
+    ]
+    return shifted.reshape(count, STEPS, 1)
+
+
 def read_pixels(stream: IO[str], name: str) -> np.ndarray:
     """Read images from text, one a line: 64 numbers from 0 to 16, parted by commas or spaces.
 
