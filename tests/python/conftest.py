@@ -1,0 +1,150 @@
+"""What all tests share: where the reference lies, and the backends that the SRU's tests run over.
+
+``PENSTOCK_HOST_PLUGIN`` (read by the library) replaces the CPU by another backend on the host. With
+CuPy and a device, tests that take ``backend`` run there too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import penstock
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+if str(TESTS) not in sys.path:
+    sys.path.insert(0, str(TESTS))  # for `reference`, which is not part of the package
+
+from reference.problems import FLOATS, Problem  # noqa: E402
+
+HOST_PLUGIN = os.environ.get("PENSTOCK_HOST_PLUGIN", "")
+GRADIENTS = ("dx", "dweight", "dweight_c", "dbias", "dc0", "dmask_c")
+
+
+def _why_no_cuda() -> str:
+    """Empty where CuPy and penstock both have a device."""
+    config = penstock.config()
+    if not config["cuda_available"]:
+        return str(config["cuda_status"])
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed"
+    import cupy
+
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as e:
+        return f"CuPy finds no device: {e}"
+    return ""
+
+
+NO_CUDA = _why_no_cuda()
+
+
+class Backend:
+    """Where a test's arrays live: moves them there and back and runs problems on them."""
+
+    name = "host"
+    # Bits and limits of the CPU's own code do not hold where a plugin stands in for it.
+    is_cpu = not HOST_PLUGIN
+    # An emulated device is slow: large problems are left to the real ones.
+    is_emulated = bool(HOST_PLUGIN)
+
+    def to_device(self, array: Any) -> Any:
+        return array
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return np.asarray(array)
+
+    def has_dtype(self, name: str) -> bool:
+        return name != "bfloat16" or importlib.util.find_spec("ml_dtypes") is not None
+
+    def sru(self, problem: Problem, **changes: Any) -> penstock.SRUOutput:
+        """Call penstock.sru with a problem's arguments, moved to the device."""
+        a = problem.arrays
+        keywords = problem.keywords() | changes
+        for name, value in keywords.items():
+            if isinstance(value, np.ndarray):
+                keywords[name] = self.to_device(value)
+        x, weight, weight_c, bias = (
+            None if a[n] is None else self.to_device(a[n]) for n in FLOATS[:4]
+        )
+        return penstock.sru(x, weight, weight_c, bias, **keywords)
+
+    def collect(self, output: Any, grads: Any | None) -> dict[str, np.ndarray]:
+        """Outputs and gradients on the host, in the element type they came in."""
+        found = {"y": output.y, "c_last": output.c_last}
+        if grads is not None:
+            found |= {n: getattr(grads, n) for n in GRADIENTS if getattr(grads, n) is not None}
+        return {name: self.to_host(value) for name, value in found.items()}
+
+    def run(self, problem: Problem) -> dict[str, np.ndarray]:
+        """Forward and backward; the outcome has the keys of ``problem.solve()``."""
+        output = self.sru(problem)
+        assert output.backprop is not None
+        dy, dc_last = (
+            None if g is None else self.to_device(g) for g in (problem.dy, problem.dc_last)
+        )
+        return self.collect(output, output.backprop(dy, dc_last))
+
+
+class CudaBackend(Backend):
+    name = "cuda"
+    is_cpu = False
+    is_emulated = False
+
+    def to_device(self, array: Any) -> Any:
+        import cupy
+
+        return cupy.asarray(array)
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return array.get()
+
+    def has_dtype(self, name: str) -> bool:
+        if name != "bfloat16":
+            return True
+        import cupy
+        import ml_dtypes
+
+        try:
+            cupy.empty(1, ml_dtypes.bfloat16)
+        except (TypeError, ValueError):
+            return False
+        return True
+
+
+@pytest.fixture(params=["host"] if NO_CUDA else ["host", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """The backend to run on."""
+    return CudaBackend() if request.param == "cuda" else Backend()
+
+
+@pytest.fixture
+def cpu_only() -> None:
+    """Skip where a plugin stands in for the CPU."""
+    if HOST_PLUGIN:
+        pytest.skip("about the CPU's own code, and PENSTOCK_HOST_PLUGIN replaces it")
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """set_num_threads, undone afterwards."""
+    before = penstock.get_num_threads()
+    yield penstock.set_num_threads
+    penstock.set_num_threads(before)
+
+
+def pytest_report_header() -> list[str]:
+    config = penstock.config()
+    host = f"plugin {HOST_PLUGIN}" if HOST_PLUGIN else f"CPU {config['cpu_isa']}"
+    return [
+        f"penstock {config['version']}: host {host}, {config['num_threads']} threads, "
+        f"BLAS kernels for {config['blas_core']}",
+        f"penstock CUDA: {NO_CUDA or config['cuda_status']}",
+    ]
