@@ -789,6 +789,23 @@ def test_digits_are_read_pixel_by_pixel() -> None:
     assert sorted(set(labels)) == list(range(10))
 
 
+def test_shifted_images() -> None:
+    image = np.full((1, 8, 8), -1, np.float32)
+    image[0, 3, 4] = 1
+    sequences = np.repeat(image.reshape(1, 64, 1), 500, axis=0)
+    shifted = digits.shift_images(sequences, np.random.default_rng(0))
+    assert shifted.shape == sequences.shape and (sequences == image.reshape(1, 64, 1)).all()
+    assert (shifted.sum(axis=(1, 2)) == -62).all()  # one bright pixel in each
+    places = np.unravel_index(np.unique(shifted[:, :, 0].argmax(axis=1)), (8, 8))
+    assert sorted(zip(*map(list, places), strict=True)) == [
+        (y, x) for y in (2, 3, 4) for x in (3, 4, 5)
+    ]
+    corner = np.full((200, 64, 1), -1, np.float32)
+    corner[:, 0] = 1
+    moved = digits.shift_images(corner, np.random.default_rng(1))
+    assert set(np.unique((moved == 1).sum(axis=1))) == {0, 1}  # out of the image, not around it
+
+
 def test_a_digits_run(tmp_path: Path) -> None:
     result = run_training(small(None, limit=300, epochs=1), tmp_path / "run")
     assert result["examples"]["test"] == pytest.approx(60, abs=5)

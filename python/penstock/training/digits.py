@@ -45,9 +45,7 @@ def shift_images(sequences: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     padded[:, 1:-1, 1:-1] = sequences.reshape(count, side, side)
     down, right = rng.integers(0, 3, (2, count, 1, 1))
     grid = np.arange(side)
-    shifted = padded[
-        np.arange(count)[:, None, None], grid[:, None] + down, grid + right
-    ]
+    shifted = padded[np.arange(count)[:, None, None], grid[:, None] + down, grid + right]
     return shifted.reshape(count, STEPS, 1)
 
 
