@@ -10,6 +10,8 @@
 from penstock import convert, nn, optim
 from penstock._config import (
     config,
+    get_cmake_dir,
+    get_include,
     get_num_threads,
     release_memory,
     set_num_threads,
@@ -26,6 +28,8 @@ __all__ = [
     "__version__",
     "config",
     "convert",
+    "get_cmake_dir",
+    "get_include",
     "get_num_threads",
     "nn",
     "optim",

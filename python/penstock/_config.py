@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from penstock import _core
@@ -45,3 +46,32 @@ def release_memory() -> int:
     kept = int(_core.host_pool_bytes())
     _core.release_host_pool()
     return kept
+
+
+def get_cmake_dir() -> str:
+    """The folder for C++ programs that call ``find_package(penstock)``: their ``penstock_DIR``.
+
+    Raises:
+        FileNotFoundError: this package was not installed, but runs out of a build tree.
+    """
+    return str(_beside_extension("lib", "cmake", "penstock"))
+
+
+def get_include() -> str:
+    """The folder of the C++ headers, for compilers that are called without CMake.
+
+    Raises:
+        FileNotFoundError: this package was not installed, but runs out of a build tree.
+    """
+    return str(_beside_extension("include"))
+
+
+def _beside_extension(*parts: str) -> Path:
+    # Not beside this file: in an editable install that lies in the source tree.
+    path = Path(_core.__file__).resolve().parent.joinpath(*parts)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"expected an installed penstock with a folder {path} (actual: there is none; "
+            "install penstock with pip)"
+        )
+    return path
