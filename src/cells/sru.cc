@@ -198,7 +198,8 @@ class Call {
           static_cast<const std::int64_t*>(contiguous(in_.lengths, DataType::kInt64));
     }
     // What stands at a padded step, NaN included, must not reach the products over time.
-    const bool sanitise = zero_padded_x && padding_.any();
+    // (Not padding_.any(): while measuring, converted lengths have no address yet.)
+    const bool sanitise = zero_padded_x && (in_.mask_pad.given() || in_.lengths.given());
     const void* x = contiguous(in_.x, dims_.compute, sanitise);
     if (sanitise && run_) {
       ctx_.backend().zero_padded(ctx_, const_cast<void*>(x), dims_.compute, dims_.steps,
