@@ -1,0 +1,20 @@
+# cmake -DFOLDER=include -P check_headers.cmake: no public header includes a CUDA header, has a
+# feature #if on one, or reaches into src/.
+file(GLOB_RECURSE headers ${FOLDER}/*.h)
+list(LENGTH headers count)
+if(count EQUAL 0)
+  message(FATAL_ERROR "no headers in ${FOLDER}")
+endif()
+foreach(header IN LISTS headers)
+  file(STRINGS ${header} lines REGEX "^[ \t]*#")
+  foreach(line IN LISTS lines)
+    if(line MATCHES "include" AND NOT line MATCHES "#include <[a-z_]+>" AND
+       NOT line MATCHES "#include \"penstock/[a-z_]+\\.h\"")
+      message(FATAL_ERROR "${header}: ${line}")
+    endif()
+    if(line MATCHES "cuda|CUDA")
+      message(FATAL_ERROR "${header}: ${line}")
+    endif()
+  endforeach()
+endforeach()
+message(STATUS "${count} headers")
