@@ -320,7 +320,7 @@ Plan plan(const Dims& d) {
   p.dirs_per_group = d.dirs;
   p.chunk_steps = std::max<std::int64_t>(1, d.steps);
   p.pack_weight = false;
-  p.dx_rows = INT64_MAX;
+  p.dx_rows = std::max<std::int64_t>(1, d.rows());
   return p;
 }
 
