@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# The reference's products are small, and NumPy's BLAS threads spin between them, which on few cores
+# slows everything else down. Read when NumPy is first imported; penstock counts its own threads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import penstock
 import pytest

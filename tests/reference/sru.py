@@ -1,6 +1,6 @@
-"""The SRU in plain NumPy and float64: one loop over time, gradients by hand. Never imports penstock.
+"""The SRU in plain NumPy and float64: one loop over time, gradients by hand.
 
-Equations and shapes: include/penstock/sru.h.
+Never imports penstock. Equations and shapes: include/penstock/sru.h.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import numpy as np
 
 
 def _sigmoid(a: np.ndarray) -> np.ndarray:
-    return np.where(a >= 0, 1 / (1 + np.exp(-np.abs(a))), np.exp(-np.abs(a)) / (1 + np.exp(-np.abs(a))))
+    small = np.exp(-np.abs(a))  # never overflows
+    return np.where(a >= 0, 1, small) / (1 + small)
 
 
 def _activate(c: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
@@ -25,8 +26,21 @@ def _activate(c: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _one_direction(
-    x, w, v, b, c0, activation, skip, scale_x, pad, mask, mask_site, reverse, x_skip
-):
+    x: np.ndarray,
+    w: np.ndarray,
+    v: np.ndarray,
+    b: np.ndarray,
+    *,
+    c0: np.ndarray,
+    activation: str,
+    skip: bool,
+    scale_x: float,
+    pad: np.ndarray,
+    mask: np.ndarray,
+    mask_site: str,
+    reverse: bool,
+    x_skip: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, Any]:
     """One direction; returns y (T,B,H), c_last and a function from (dy, dc_last) to gradients."""
     steps, batch, _ = x.shape
     hidden = b.shape[1]
@@ -46,6 +60,7 @@ def _one_direction(
         elif blocks == 4:
             xp = u[t, :, 3]
         else:
+            assert x_skip is not None
             xp = scale_x * np.where(pad[t][:, None], 0.0, x_skip[t])
         c_new = f * c + (1 - f) * u[t, :, 0]
         g, slope = _activate(c_new, activation)
@@ -56,7 +71,7 @@ def _one_direction(
         c = np.where(keep, c, c_new)
         y[t] = np.where(keep, 0.0, h)
 
-    def backprop(dy, dc_last):
+    def backprop(dy: np.ndarray, dc_last: np.ndarray) -> tuple[np.ndarray, ...]:
         du = np.zeros_like(u)
         dx_skip = np.zeros((steps, batch, hidden))
         dv = np.zeros_like(v)
@@ -87,9 +102,9 @@ def _one_direction(
             db += np.stack([d1.sum(0), d2.sum(0)])
             dmask += dm
             dc = np.where(keep, dc, total * f + d1 * v[0] + d2 * v[1])
-        flat = du.reshape(steps * batch, -1)
+        flat = du.reshape(steps * batch, w.shape[0])
         dx = (flat @ w).reshape(x.shape)
-        dw = flat.T @ x_clean.reshape(steps * batch, -1)
+        dw = flat.T @ x_clean.reshape(steps * batch, x.shape[2])
         return dx, dx_skip, dw, dv, db, dc, dmask
 
     return y, c, backprop
@@ -128,15 +143,27 @@ def sru(
         at = slice(d * hidden, (d + 1) * hidden)
         parts.append(
             _one_direction(
-                x, weight[d], v[d], bias[d], start[:, at], activation, skip, scale_x, pad,
-                mask[:, at], mask_site, direction == "reverse" or d == 1,
-                x[:, :, at] if skip and weight.shape[1] == 3 * hidden else None,
+                x,
+                weight[d],
+                v[d],
+                bias[d],
+                c0=start[:, at],
+                activation=activation,
+                skip=skip,
+                scale_x=scale_x,
+                pad=pad,
+                mask=mask[:, at],
+                mask_site=mask_site,
+                reverse=direction == "reverse" or d == 1,
+                x_skip=x[:, :, at] if skip and weight.shape[1] == 3 * hidden else None,
             )
-        )  # fmt: skip
+        )
     y = np.concatenate([p[0] for p in parts], axis=2)
     c_last = np.concatenate([p[1] for p in parts], axis=1)
 
-    def backprop(dy=None, dc_last=None):
+    def backprop(
+        dy: np.ndarray | None = None, dc_last: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         dy = np.zeros_like(y) if dy is None else np.asarray(dy, np.float64)
         dc = np.zeros_like(c_last) if dc_last is None else np.asarray(dc_last, np.float64)
         dx = np.zeros_like(x)
@@ -147,8 +174,9 @@ def sru(
             dx += dx_d
             if skip and weight.shape[1] == 3 * hidden:
                 dx[:, :, at] += dx_skip
-            for name, g in (("dweight", dw), ("dweight_c", dv), ("dbias", db), ("dc0", dc0), ("dmask_c", dm)):
-                grads.setdefault(name, []).append(g)
+            here = {"dweight": dw, "dweight_c": dv, "dbias": db, "dc0": dc0, "dmask_c": dm}
+            for name, gradient in here.items():
+                grads.setdefault(name, []).append(gradient)
         return {
             "dx": dx,
             "dweight": np.stack(grads["dweight"]),
