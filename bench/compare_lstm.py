@@ -197,13 +197,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", nargs="+", type=Path, help="TSV or CSV files")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--embedding-size", type=int, default=100)
-    parser.add_argument("--dropout", type=float, default=0.3)
+    parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, nargs="+", default=[2e-3])
+    parser.add_argument("--lr", type=float, nargs="+", default=[4e-3])
     parser.add_argument("--bidirectional", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -253,8 +253,9 @@ def main() -> None:
                         f"{last['seconds_per_epoch']:.2f} s an epoch",
                         flush=True,
                     )
-            entry[f"lr {lr:g}"] = {name: summarise(found) for name, found in runs.items()}
-            write_json_atomically(args.out, result)
+                # After every seed, so that a comparison cut short still has a result.
+                entry[f"lr {lr:g}"] = {name: summarise(found) for name, found in runs.items()}
+                write_json_atomically(args.out, result)
     print(json.dumps({
         path: {
             lr: {name: round(100 * found["accuracy_mean"], 2) for name, found in entry.items()}

@@ -789,21 +789,26 @@ def test_digits_are_read_pixel_by_pixel() -> None:
     assert sorted(set(labels)) == list(range(10))
 
 
-def test_shifted_images() -> None:
-    image = np.full((1, 8, 8), -1, np.float32)
-    image[0, 3, 4] = 1
-    sequences = np.repeat(image.reshape(1, 64, 1), 500, axis=0)
-    shifted = digits.shift_images(sequences, np.random.default_rng(0))
-    assert shifted.shape == sequences.shape and (sequences == image.reshape(1, 64, 1)).all()
-    assert (shifted.sum(axis=(1, 2)) == -62).all()  # one bright pixel in each
-    places = np.unravel_index(np.unique(shifted[:, :, 0].argmax(axis=1)), (8, 8))
-    assert sorted(zip(*map(list, places), strict=True)) == [
-        (y, x) for y in (2, 3, 4) for x in (3, 4, 5)
-    ]
-    corner = np.full((200, 64, 1), -1, np.float32)
-    corner[:, 0] = 1
-    moved = digits.shift_images(corner, np.random.default_rng(1))
-    assert set(np.unique((moved == 1).sum(axis=1))) == {0, 1}  # out of the image, not around it
+def test_distorted_images() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:8, :8] - 3.5
+    blob = 2 * np.exp(-((y - 0.5) ** 2 + (x + 0.5) ** 2) / 4) - 1
+    sequences = np.repeat(blob.reshape(1, 64, 1).astype(np.float32), 2000, axis=0)
+    before = sequences.copy()
+    distorted = digits.distort_images(sequences, rng)
+    assert distorted.shape == sequences.shape and distorted.dtype == np.float32
+    np.testing.assert_array_equal(sequences, before)
+    assert distorted.min() >= -1 and distorted.max() <= 1
+    mass = (distorted.reshape(2000, 8, 8) + 1).astype(np.float64)
+    centre_y = (mass * y).sum(axis=(1, 2)) / mass.sum(axis=(1, 2))
+    centre_x = (mass * x).sum(axis=(1, 2)) / mass.sum(axis=(1, 2))
+    # Shifts are even and of at most 0.8 pixels; scale, rotation and shear add a little.
+    for centre, at in ((centre_y, 0.5), (centre_x, -0.5)):
+        assert centre.mean() == pytest.approx(at, abs=0.06)
+        assert 0.35 < centre.std() < 0.55
+        assert np.abs(centre - at).max() < 1.2
+    background = np.full((50, 64, 1), -1, np.float32)
+    np.testing.assert_allclose(digits.distort_images(background, rng), -1, rtol=1e-6)
 
 
 def test_a_digits_run(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ class _Run:
         data = self.data
         if data.features is not None:
             return FeatureExamples(
-                data.features[indices], data.labels[indices], digits.shift_images
+                data.features[indices], data.labels[indices], digits.distort_images
             )
         assert data.tokens is not None and self.vocabulary is not None
         limit = self.config.max_length
