@@ -8,7 +8,8 @@
 //   f  = sigmoid(u1 + v_f * c_prev + b_f)
 //   r  = sigmoid(u2 + v_r * c_prev + b_r)
 //   c  = f * c_prev + (1 - f) * u0
-//   x' = scale_x * x_t  (K = 3, needs D = dirs·H)  |  u3  (K = 4)  |  0  (skip = false)
+//   x' = scale_x * s_t  (K = 3)  |  u3  (K = 4)  |  0  (skip = false)
+//   with s = x (then D = dirs·H) or an array of its own, x_skip
 //   h  = r * m * (g(c) - x') + x'      mask_site = kOutput, m the dropout mask, constant over time
 //   h  = r * (m * g(c) - x') + x'      mask_site = kState, as in the paper's first version
 //   a padded step:  c = c_prev, h = 0
@@ -39,10 +40,12 @@ struct SruInputs {
   TensorView mask_pad;   ///< (T, B) bool, true where a step is padding. Not given: no padding
   TensorView lengths;    ///< (B,) int32 or int64 in [0, T]: steps t >= lengths[b] are padding.
                          ///< Checked where the host can read it, else values outside are clamped
+  TensorView x_skip;     ///< (T, B, dirs·H) for the skip term when K = 3. Not given: x itself, which
+                         ///< needs D = dirs·H. For layers that normalise or drop out x first
   TensorView mask_c;     ///< (B, dirs·H) dropout mask, scaling included. Not given: ones
   Activation activation = Activation::kIdentity;  ///< g
   bool skip = true;                               ///< false: x' = 0 (then K = 3)
-  double scale_x = 1.0;                           ///< factor of x in the skip term when K = 3
+  double scale_x = 1.0;                           ///< factor in the skip term when K = 3
   MaskSite mask_site = MaskSite::kOutput;
   Direction direction = Direction::kForward;
 };
@@ -73,6 +76,7 @@ struct SruBackwardArgs : SruInputs {
   TensorView dbias;      ///< (dirs, 2, H)
   TensorView dc0;        ///< (B, dirs·H)
   TensorView dmask_c;    ///< (B, dirs·H); only if mask_c is given
+  TensorView dx_skip;    ///< (T, B, dirs·H); only if x_skip is given
 
   TensorView workspace;  ///< (sru_backward_workspace_bytes,) uint8, 64-byte aligned; scratch
 };

@@ -26,12 +26,12 @@ E choose(const char* name, const std::string& value,
 
 /// The inputs of one call, held from forward to the last backward.
 struct Inputs {
-  Array x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c;
+  Array x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip;
   SruInputs views;
   Context context;
 
   Inputs(py::handle x_, py::handle weight_, py::handle weight_c_, py::handle bias_, py::handle c0_,
-         py::handle mask_pad_, py::handle lengths_, py::handle mask_c_,
+         py::handle mask_pad_, py::handle lengths_, py::handle mask_c_, py::handle x_skip_,
          const std::string& activation, bool skip, double scale_x, const std::string& mask_site,
          const std::string& direction, std::uintptr_t stream)
       : x("x", x_, stream),
@@ -42,6 +42,7 @@ struct Inputs {
         mask_pad("mask_pad", mask_pad_, stream),
         lengths("lengths", lengths_, stream),
         mask_c("mask_c", mask_c_, stream),
+        x_skip("x_skip", x_skip_, stream),
         context(context_for(x.view(), stream)) {
     views.x = x.view();
     views.weight = weight.view();
@@ -51,6 +52,7 @@ struct Inputs {
     views.mask_pad = mask_pad.view();
     views.lengths = lengths.view();
     views.mask_c = mask_c.view();
+    views.x_skip = x_skip.view();
     views.activation = choose<Activation>("activation", activation,
                                           {{"identity", Activation::kIdentity},
                                            {"tanh", Activation::kTanh},
@@ -78,11 +80,11 @@ std::size_t aligned(std::size_t bytes) { return bytes == 0 ? 1 : bytes; }
 
 py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::handle bias,
                   py::handle c0, py::handle mask_pad, py::handle lengths, py::handle mask_c,
-                  const std::string& activation, bool skip, double scale_x,
+                  py::handle x_skip, const std::string& activation, bool skip, double scale_x,
                   const std::string& mask_site, const std::string& direction, bool need_grad,
                   const py::object& empty, const py::object& empty_bytes, std::uintptr_t stream) {
   auto inputs = std::make_unique<Inputs>(x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c,
-                                         activation, skip, scale_x, mask_site, direction, stream);
+                                         x_skip, activation, skip, scale_x, mask_site, direction, stream);
   const Context& ctx = inputs->context;
   SruForwardArgs args;
   static_cast<SruInputs&>(args) = inputs->views;
@@ -90,7 +92,7 @@ py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::hand
   const std::size_t workspace_bytes = sru_forward_workspace_bytes(ctx, args);
   const std::size_t reserve_bytes = need_grad ? sru_reserve_bytes(ctx, args) : 0;
 
-  const Allocator allocator(inputs->x.object(), ctx, empty, empty_bytes, stream);
+  const Allocator allocator(inputs->x, ctx, empty, empty_bytes, stream);
   const std::int64_t width = args.bias.shape[0] * args.bias.shape[2];
   const Array y = allocator.array("y", {args.x.shape[0], args.x.shape[1], width});
   const Array c_last = allocator.array("c_last", {args.x.shape[1], width});
@@ -126,7 +128,7 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dc_last_, std:
   args.dy = dy.view();
   args.dc_last = dc_last.view();
 
-  const Allocator allocator(in.x.object(), ctx, saved.empty, saved.empty_bytes, stream);
+  const Allocator allocator(in.x, ctx, saved.empty, saved.empty_bytes, stream);
   const auto like = [&](const char* name, const TensorView& v) {
     return v.rank == 3 ? allocator.array(name, {v.shape[0], v.shape[1], v.shape[2]})
                        : allocator.array(name, {v.shape[0], v.shape[1]});
@@ -136,15 +138,17 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dc_last_, std:
   const Array dbias = like("dbias", args.bias);
   const Array dc0 =
       allocator.array("dc0", {args.x.shape[1], args.bias.shape[0] * args.bias.shape[2]});
-  Array dweight_c, dmask_c;
+  Array dweight_c, dmask_c, dx_skip;
   if (args.weight_c.given()) dweight_c = like("dweight_c", args.weight_c);
   if (args.mask_c.given()) dmask_c = like("dmask_c", args.mask_c);
+  if (args.x_skip.given()) dx_skip = like("dx_skip", args.x_skip);
   args.dx = dx.view();
   args.dweight = dweight.view();
   args.dweight_c = dweight_c.view();
   args.dbias = dbias.view();
   args.dc0 = dc0.view();
   args.dmask_c = dmask_c.view();
+  args.dx_skip = dx_skip.view();
   const Bytes workspace(allocator, aligned(sru_backward_workspace_bytes(ctx, args)));
   args.workspace = workspace.view();
   {
@@ -155,7 +159,7 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dc_last_, std:
     return a.view().given() ? a.object() : py::object(py::none());
   };
   return py::make_tuple(dx.object(), dweight.object(), or_none(dweight_c), dbias.object(),
-                        dc0.object(), or_none(dmask_c));
+                        dc0.object(), or_none(dmask_c), or_none(dx_skip));
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ class SRUGrads(NamedTuple):
     dbias: Array
     dc0: Array
     dmask_c: Array | None
+    dx_skip: Array | None
 
 
 class SRUBackprop(Protocol):
@@ -51,6 +52,7 @@ def sru(
     mask_pad: Array | None = None,
     lengths: Array | None = None,
     mask_c: Array | None = None,
+    x_skip: Array | None = None,
     mask_site: MaskSite = "output",
     direction: Direction = "forward",
     need_grad: bool = True,
@@ -63,26 +65,28 @@ def sru(
         f  = sigmoid(u1 + v_f * c_prev + b_f)
         r  = sigmoid(u2 + v_r * c_prev + b_r)
         c  = f * c_prev + (1 - f) * u0
-        x' = scale_x * x_t (K = 3)  |  u3 (K = 4)  |  0 (skip=False)
+        x' = scale_x * s_t (K = 3)  |  u3 (K = 4)  |  0 (skip=False)
         h  = r * m * (g(c) - x') + x'      (mask_site="state": r * (m * g(c) - x') + x')
 
-    (Lei et al., arXiv 1709.02755.)
+    where s is x or, if given, x_skip (Lei et al., arXiv 1709.02755).
 
     Args:
         x: (T, B, D), float32, float64, float16 or bfloat16, of NumPy, CuPy or any library with
             ``__dlpack__``, with any strides. All other arrays share its element type and device.
         weight: (dirs, K·H, D), row blocks candidate, forget, reset and, if K = 4, skip.
-            K = 3 with ``skip`` needs D = dirs·H.
+            K = 3 with ``skip`` needs D = dirs·H, or ``x_skip``.
         weight_c: (dirs, 2, H), v_f and v_r; None for v = 0.
         bias: (dirs, 2, H), b_f and b_r.
         c0: (B, dirs·H) initial state; None for zeros.
         activation: g, one of "identity", "tanh", "relu".
         skip: False leaves the skip term out.
-        scale_x: factor of x in the skip term when K = 3.
+        scale_x: factor in the skip term when K = 3.
         mask_pad: (T, B) bool, true at padded steps: they carry the state and output 0, and nothing
             that stands there matters, NaN included.
         lengths: (B,) integers from 0 to T: steps at and past a sequence's length are padding.
         mask_c: (B, dirs·H) dropout mask, scaling included, the same at every step.
+        x_skip: (T, B, dirs·H) for the skip term when K = 3; None for x itself. For layers that
+            normalise, project or drop out x before the matrix product, but not in the skip term.
         mask_site: whether the mask multiplies the "output" or, as in the paper's first version, the
             "state".
         direction: "forward", "reverse" or "bidirectional" (forward features first).
@@ -103,7 +107,7 @@ def sru(
         lengths = host_lengths(lengths, x, caller)
     stream = caller.stream(x)
     y, c_last, saved = _core.sru_forward(
-        x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c,
+        x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip,
         activation, skip, scale_x, mask_site, direction, need_grad,
         caller.empty(x), caller.empty_bytes(x), stream,
     )  # fmt: skip

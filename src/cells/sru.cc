@@ -65,7 +65,15 @@ Dims check_inputs(Checker& check, const Context& ctx, const SruInputs& in) {
   const char* formula = d.blocks == 4 ? "(dirs, 4*H, D)" : "(dirs, 3*H, D)";
   check.input("weight", in.weight, d.dtype, {d.dirs, d.blocks * d.hidden, d.input}, formula);
   d.skip_from_x = in.skip && d.blocks == 3;
-  if (d.skip_from_x && d.input != d.width()) {
+  if (in.x_skip.given()) {
+    if (!d.skip_from_x) {
+      check.fail(ErrorCode::kValue, "x_skip",
+                 "expected only with a skip term and 3*H rows of weight (actual: skip = " +
+                     std::string(in.skip ? "true" : "false") + ", " + std::to_string(weight_rows) +
+                     " rows)");
+    }
+    check.input("x_skip", in.x_skip, d.dtype, {d.steps, d.batch, d.width()}, "(T, B, dirs*H)");
+  } else if (d.skip_from_x && d.input != d.width()) {
     check.fail(ErrorCode::kValue, "weight",
                "expected 4*H = " + std::to_string(4 * d.hidden) +
                    " rows, because x cannot be the skip term: its " + std::to_string(d.input) +
@@ -206,6 +214,9 @@ class Call {
                                  dims_.batch, dims_.input, padding_);
     }
     x_ = x;
+    if (dims_.skip_from_x) {
+      skip_ = in_.x_skip.given() ? contiguous(in_.x_skip, dims_.compute) : x;
+    }
     const std::size_t params = static_cast<std::size_t>(2 * dims_.width()) * compute_size();
     weight_c_ = in_.weight_c.given() ? contiguous(in_.weight_c, dims_.compute) : zeros(params);
     bias_ = contiguous(in_.bias, dims_.compute);
@@ -281,7 +292,7 @@ class Call {
     s.scale_x = in_.scale_x;
     s.padding = padding_;
     s.gate_stride = g.channels;
-    s.x = x_;
+    s.x = skip_;
     s.weight_c = weight_c_;
     s.bias = bias_;
     s.mask_c = mask_c_;
@@ -314,6 +325,7 @@ class Call {
 
   Padding padding_;
   const void* x_ = nullptr;
+  const void* skip_ = nullptr;  // what the skip term reads, if dims_.skip_from_x
   const void* weight_ = nullptr;
   void* packed_weight_ = nullptr;
   const void* weight_c_ = nullptr;
@@ -431,6 +443,14 @@ class BackwardCall : public Call {
     dx_ = dims_.compute == dims_.dtype
               ? a.dx.data
               : carver_.take(static_cast<std::size_t>(dims_.rows() * dims_.input) * compute_size());
+    if (a.x_skip.given()) {
+      dx_skip_ = dims_.compute == dims_.dtype && a.dx_skip.given()
+                     ? a.dx_skip.data
+                     : carver_.take(static_cast<std::size_t>(dims_.rows() * dims_.width()) *
+                                    compute_size());
+    } else if (dims_.skip_from_x) {
+      dx_skip_ = dx_;
+    }
     dweight_ = dims_.compute == dims_.dtype && !plan_.pack_weight ? a.dweight.data
                                                                   : carver_.take(weight_bytes());
     dparams_bytes_ = kernels_.param_partial_bytes(dims_);
@@ -465,6 +485,9 @@ class BackwardCall : public Call {
     if (dx_ != args_.dx.data) {
       backend.convert(ctx_, like(args_.dx, dx_, dims_.compute), args_.dx);
     }
+    if (args_.dx_skip.given() && dx_skip_ != args_.dx_skip.data) {
+      backend.convert(ctx_, like(args_.dx_skip, dx_skip_, dims_.compute), args_.dx_skip);
+    }
     kernels_.reduce_params(ctx_, dims_, dparams_,
                            args_.dweight_c.given() ? args_.dweight_c.data : nullptr,
                            args_.dbias.given() ? args_.dbias.data : nullptr);
@@ -497,7 +520,7 @@ class BackwardCall : public Call {
       scan.dy = dy_;
       scan.dc_state = dc_state_;
       scan.du = plane(at(du_, u_at, compute_size()), g, dims_.blocks);
-      scan.dx_skip = dims_.skip_from_x ? dx_ : nullptr;
+      scan.dx_skip = dx_skip_;
       scan.dparams = dparams_;
       scan.dmask = dmask_;
       kernels_.backward(ctx_, scan);
@@ -526,7 +549,7 @@ class BackwardCall : public Call {
 
   /// Rows [row, row + count) of dx: the sum of du · weight over all groups, onto the skip term.
   void input_gradient(std::int64_t row, std::int64_t count) const {
-    bool onto = dims_.skip_from_x;
+    bool onto = dx_skip_ != nullptr && dx_skip_ == dx_;
     for (std::int64_t i = 0; i < groups_; ++i) {
       const Group g = group(i);
       const Rows w = rows(g);
@@ -556,6 +579,7 @@ class BackwardCall : public Call {
   void* dc_state_ = nullptr;
   void* du_ = nullptr;
   void* dx_ = nullptr;
+  void* dx_skip_ = nullptr;  // where the skip term's gradient goes: dx or an array of its own
   void* dweight_ = nullptr;
   std::size_t dparams_bytes_ = 0;
   void* dparams_ = nullptr;
@@ -628,6 +652,11 @@ void sru_backward(const Context& ctx, const SruBackwardArgs& a) {
     check.fail(ErrorCode::kValue, "dmask_c", "expected mask_c to be given too (actual: it is not)");
   }
   check.output("dmask_c", a.dmask_c, dims.dtype, {dims.batch, dims.width()}, "(B, dirs*H)");
+  if (a.dx_skip.given() && !a.x_skip.given()) {
+    check.fail(ErrorCode::kValue, "dx_skip", "expected x_skip to be given too (actual: it is not)");
+  }
+  check.output("dx_skip", a.dx_skip, dims.dtype, {dims.steps, dims.batch, dims.width()},
+               "(T, B, dirs*H)");
   check.buffer("workspace", a.workspace, BackwardCall(ctx, a, dims, nullptr).workspace_bytes(),
                alignment, /*written=*/true);
   BackwardCall(ctx, a, dims, a.workspace.data).run();

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cpu/gemm.h"
+#include "cpu/amx.h"
 #include "cpu/half.h"
 
 namespace penstock::cpu {
@@ -14,8 +14,10 @@ using sru::Dims;
 using sru::Plan;
 
 // Groups of about this many channels: 192 columns of u are enough for the matrix product to run
-// within a few percent of its best, and few enough for the groups to outnumber the processors.
+// within a few percent of its best, and few enough for the groups to outnumber the processors. The
+// matrix unit takes x in a form of its own, which each group makes anew, so there groups are wider.
 constexpr std::int64_t kGroupChannels = 64;
+constexpr std::int64_t kGroupChannelsAmx = 128;
 // Rows of u per matrix product and group: with 64 channels and K = 3, 384 kB, which leaves room in
 // a second-level cache of 1 MB for the operands.
 constexpr std::int64_t kChunkRows = 512;
@@ -28,14 +30,16 @@ Plan plan(const Dims& d) {
     p.channels = d.hidden;
   } else {
     // An even number of groups, each a multiple of 8 channels.
-    std::int64_t groups = std::max<std::int64_t>(2, (d.hidden + kGroupChannels - 1) / kGroupChannels);
+    const std::int64_t wish = has_amx() && d.compute == DataType::kFloat32 ? kGroupChannelsAmx
+                                                                           : kGroupChannels;
+    std::int64_t groups = std::max<std::int64_t>(2, (d.hidden + wish - 1) / wish);
     groups += groups % 2;
     p.channels = ((d.hidden + groups - 1) / groups + 7) / 8 * 8;
   }
   p.dirs_per_group = 1;
   p.chunk_steps = std::max<std::int64_t>(1, kChunkRows / std::max<std::int64_t>(1, d.batch));
   p.pack_weight = p.channels < d.hidden && d.rows() >= kPackRows;
-  p.dx_rows = 256;
+  p.dx_rows = kChunkRows;
   return p;
 }
 

@@ -19,7 +19,7 @@ struct Dims {
   // Forced inline, as is all that per-ISA objects and kernels share: no symbol of theirs may meet.
   PENSTOCK_HOST_DEVICE std::int64_t rows() const { return steps * batch; }
   PENSTOCK_HOST_DEVICE std::int64_t width() const { return dirs * hidden; }
-  bool skip_from_x = false;  // K = 3 with a skip term
+  bool skip_from_x = false;  // K = 3 with a skip term, read from x or x_skip
   DataType dtype = DataType::kFloat32;    // of the arrays
   DataType compute = DataType::kFloat32;  // of u, du and what the kernels read and write
   DataType state = DataType::kFloat32;    // of c and its gradient
@@ -64,7 +64,7 @@ struct ScanArgs {
 
   Plane u;                      // compute type; row 0 is the range's earliest time, batch row 0
   std::int64_t gate_stride = 0; // between u0, u1, u2, u3
-  const void* x = nullptr;      // (T, B, dirs·H) compute type, if dims.skip_from_x
+  const void* x = nullptr;      // x or x_skip, (T, B, dirs·H) compute type, if dims.skip_from_x
   const void* weight_c = nullptr;  // (dirs, 2, H) compute type
   const void* bias = nullptr;      // (dirs, 2, H) compute type
   const void* mask_c = nullptr;    // (B, dirs·H) compute type, or null

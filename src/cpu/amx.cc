@@ -30,8 +30,8 @@ constexpr std::size_t kPanelStep = kParts * 2 * kTileBytes;
 // C stays in tile registers for this much of k; both packed operands stay in a second-level cache
 // of 2 MiB and stream from it (32 bytes a cycle feed the unit).
 constexpr std::int64_t kMaxSteps = 16;     // k = 512
-constexpr std::int64_t kMaxRows = 96;      // of A, packed: 96 x 512 x 6 bytes = 288 KiB
-constexpr std::int64_t kMaxColumns = 320;  // of B, packed: 960 KiB
+constexpr std::int64_t kMaxRows = 64;      // of A, packed: 64 x 512 x 6 bytes = 192 KiB
+constexpr std::int64_t kMaxColumns = 384;  // of B, packed: 1152 KiB
 
 struct TileConfig {
   std::uint8_t palette = 1;
