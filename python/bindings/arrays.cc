@@ -252,6 +252,25 @@ Array& Array::operator=(Array&& other) noexcept {
   return *this;
 }
 
+namespace {
+
+// NumPy's element type of an array, which need not be NumPy's.
+py::dtype dtype_like(const Array& array) {
+  if (PyObject_TypeCheck(array.object().ptr(), numpy_array_type())) {
+    return py::reinterpret_borrow<py::array>(array.object()).dtype();
+  }
+  switch (array.view().dtype) {
+    case DataType::kFloat32: return py::dtype::of<float>();
+    case DataType::kFloat64: return py::dtype::of<double>();
+    case DataType::kFloat16: return py::dtype("float16");
+    case DataType::kBFloat16:
+      return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
+    default: throw Error(ErrorCode::kType, "expected a floating type");
+  }
+}
+
+}  // namespace
+
 Array Allocator::array(const char* name, std::initializer_list<std::int64_t> shape) const {
   if (!empty_.is_none()) {
     py::tuple dims(shape.size());
@@ -259,9 +278,7 @@ Array Allocator::array(const char* name, std::initializer_list<std::int64_t> sha
     for (std::int64_t n : shape) dims[axis++] = n;
     return Array(name, empty_(dims), stream_);
   }
-  const auto dtype = py::reinterpret_borrow<py::object>(like_).attr("dtype");
-  py::array array(py::reinterpret_borrow<py::dtype>(dtype),
-                  std::vector<py::ssize_t>(shape.begin(), shape.end()));
+  const py::array array(dtype_like(like_), std::vector<py::ssize_t>(shape.begin(), shape.end()));
   return Array(name, array, stream_);
 }
 

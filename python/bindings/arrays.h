@@ -48,8 +48,9 @@ class Array {
 class Allocator {
  public:
   /// `like`: the input whose library, element type and device outputs share. `empty(shape)` makes an
-  /// uninitialised array and `empty_bytes(n)` a device buffer; both None for NumPy.
-  Allocator(py::handle like, const Context& ctx, py::handle empty, py::handle empty_bytes,
+  /// uninitialised array and `empty_bytes(n)` a device buffer; both None for NumPy's arrays and
+  /// for libraries that are only known by DLPack.
+  Allocator(const Array& like, const Context& ctx, py::handle empty, py::handle empty_bytes,
             std::uintptr_t stream)
       : like_(like), ctx_(ctx), empty_(empty), empty_bytes_(empty_bytes), stream_(stream) {}
 
@@ -57,7 +58,7 @@ class Allocator {
 
  private:
   friend class Bytes;
-  py::handle like_;
+  const Array& like_;
   const Context& ctx_;
   py::handle empty_, empty_bytes_;
   std::uintptr_t stream_;

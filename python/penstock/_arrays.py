@@ -108,18 +108,15 @@ class _Torch(Caller):
 
 
 class _AnyDLPack(Caller):
-    """Any other library: outputs are made by NumPy and handed over through DLPack."""
+    """Any other library: outputs are NumPy's, handed over through DLPack where that is possible."""
 
-    def empty(self, x: Array) -> Callable[[tuple[int, ...]], Array]:
-        if int(x.__dlpack_device__()[0]) != 1:
+    def empty(self, x: Array) -> Callable[[tuple[int, ...]], Array] | None:
+        if not _on_host(x):
             raise TypeError(
                 f"x: expected an array of CuPy or PyTorch for work on a GPU (actual: "
                 f"{type(x).__module__}.{type(x).__name__})"
             )
-        return lambda shape: np.empty(shape, _numpy_dtype(x))
-
-    def hand_over(self, output: Array) -> Array:
-        return output
+        return None
 
 
 class _ArrayApi(_AnyDLPack):
@@ -130,13 +127,9 @@ class _ArrayApi(_AnyDLPack):
         return None if output is None else self._from_dlpack(output)
 
 
-def _numpy_dtype(x: Array) -> np.dtype:
-    name = str(x.dtype).rpartition(".")[2]
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+def _on_host(x: Array) -> bool:
+    """Whether an array with DLPack lies in memory of the CPU (1) or pinned for CUDA (3)."""
+    return int(x.__dlpack_device__()[0]) in (1, 3)
 
 
 _NUMPY = Caller()
@@ -159,9 +152,9 @@ def caller_of(x: Array) -> Caller:
         return _TORCH
     if isinstance(x, np.ndarray):
         return _NUMPY
-    if hasattr(x, "__array_namespace__") and hasattr(x, "__dlpack__"):
-        return _ArrayApi(x.__array_namespace__())
-    if hasattr(x, "__dlpack__"):
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+        if hasattr(x, "__array_namespace__"):
+            return _ArrayApi(x.__array_namespace__())
         return _AnyDLPack()
     raise TypeError(
         "x: expected an array of NumPy, CuPy or any library with __dlpack__ "
@@ -172,6 +165,8 @@ def caller_of(x: Array) -> Caller:
 def host_lengths(lengths: Any, x: Array, caller: Caller) -> Array:
     """Check the lengths of a batch of x.shape[1] sequences and put them on x's device.
 
+    x: (T, B, features).
+
     Lengths that are already on a GPU are passed on as they are: reading them here would wait for
     the GPU.
 
@@ -179,14 +174,18 @@ def host_lengths(lengths: Any, x: Array, caller: Caller) -> Array:
         TypeError: lengths are not integers.
         ValueError: not one per sequence, or not from 0 to T.
     """
-    if hasattr(lengths, "__dlpack_device__") and int(lengths.__dlpack_device__()[0]) != 1:
+    if hasattr(lengths, "__dlpack_device__") and not _on_host(lengths):
         return lengths
     if not isinstance(lengths, np.ndarray) and hasattr(lengths, "__dlpack__"):
         lengths = np.from_dlpack(lengths)
     values = np.asarray(lengths)
     if values.dtype.kind not in "iu" and values.size:
         raise TypeError(f"lengths: expected integers (actual: {values.dtype})")
-    steps, batch = int(x.shape[0]), int(x.shape[1])
+    shape: tuple[int, ...] = tuple(getattr(x, "shape", ()))
+    if len(shape) != 3:
+        # The extension module knows the shape that DLPack tells, or finds x wrong itself.
+        return caller.from_numpy(np.ascontiguousarray(values, dtype=np.int64), x)
+    steps, batch = int(shape[0]), int(shape[1])
     if values.shape != (batch,):
         raise ValueError(f"lengths: expected shape (B,) = ({batch},) (actual: {values.shape})")
     if values.size and (int(values.min()) < 0 or int(values.max()) > steps):
