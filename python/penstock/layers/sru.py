@@ -164,11 +164,10 @@ class _Cell(Layer):
 
         given = {**given, **self.options, "c0": c0, "mask_c": mask_c, "need_grad": need}
         separate = self.identity_skip and inner is not x
-        out: Any
+        # The weight multiplies the changed input, but the skip term takes the input itself.
         if separate:
-            out = _sru_separate_skip(inner, x, self.args, given)
-        else:
-            out = sru(inner, *self.args, **given)
+            given["x_skip"] = x
+        out: Any = sru(inner, *self.args, **given)
         if not need:
             return out.y, out.c_last, no_backprop
 
@@ -189,7 +188,7 @@ class _Cell(Layer):
                 for name, gradient in below.dparameters.items():
                     gradients[f"layer_norm.{name}"] = gradient
             if separate:
-                dx = dx + grads.dskip
+                dx = dx + grads.dx_skip
             return _CellGrads(dx, grads.dc0, gradients)
 
         return out.y, out.c_last, backprop
@@ -207,56 +206,6 @@ class _Cell(Layer):
         dx = (dflat @ matmul_operand(projection)).astype(projection.dtype, copy=False)
         dprojection = (dflat.T @ flat).astype(projection.dtype, copy=False)
         return dx.reshape(x.shape), dprojection
-
-
-class _SkipGrads(NamedTuple):
-    dx: Array
-    dskip: Array
-    dweight: Array
-    dweight_c: Array | None
-    dbias: Array
-    dc0: Array
-
-
-class _SkipOutput(NamedTuple):
-    y: Array
-    c_last: Array
-    backprop: Callable[..., _SkipGrads]
-
-
-def _sru_separate_skip(
-    x: Array, x_skip: Array, args: tuple[Array, Array | None, Array], given: dict[str, Any]
-) -> _SkipOutput:
-    """``penstock.sru`` with K = 3, where the skip term takes ``x_skip`` instead of ``x``.
-
-    A cell with layer normalisation, variational dropout or a projection multiplies its weight
-    with the changed input, but its skip term takes the input itself. Posed as a cell with K = 4
-    over the joined inputs: the skip rows are scale_x times the identity on ``x_skip``'s part.
-    """
-    weight, weight_c, bias = args
-    xp = array_module(x)
-    directions, rows, width = weight.shape
-    hidden = rows // 3
-    joined = xp.concatenate((x, x_skip), axis=-1)
-    wide = xp.zeros((directions, 4 * hidden, joined.shape[-1]), dtype=weight.dtype)
-    wide[:, :rows, :width] = weight
-    unit = xp.arange(hidden)
-    for d in range(directions):
-        wide[d, rows + unit, width + d * hidden + unit] = given["scale_x"]
-    out: Any = sru(joined, wide, weight_c, bias, **{**given, "scale_x": 1.0})
-
-    def backprop(dy: Array | None, dc_last: Array | None) -> _SkipGrads:
-        grads = out.backprop(dy, dc_last)
-        return _SkipGrads(
-            grads.dx[..., :width],
-            grads.dx[..., width:],
-            xp.ascontiguousarray(grads.dweight[:, :rows, :width]),
-            grads.dweight_c,
-            grads.dbias,
-            grads.dc0,
-        )
-
-    return _SkipOutput(out.y, out.c_last, backprop)
 
 
 class _Cells(Layer):
