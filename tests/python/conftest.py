@@ -28,7 +28,7 @@ if str(TESTS) not in sys.path:
 from reference.problems import FLOATS, Problem  # noqa: E402
 
 HOST_PLUGIN = os.environ.get("PENSTOCK_HOST_PLUGIN", "")
-GRADIENTS = ("dx", "dweight", "dweight_c", "dbias", "dc0", "dmask_c")
+GRADIENTS = ("dx", "dweight", "dweight_c", "dbias", "dc0", "dmask_c", "dx_skip")
 
 
 def _why_no_cuda() -> str:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import penstock
 import pytest
-from reference.problems import FLOATS, dtype_of, error, random_problem
+from reference.problems import FLOATS, KEYWORDS, dtype_of, error, random_problem
 
 CPU, CUDA_HOST, METAL = 1, 3, 8
 INT, UINT, FLOAT, BFLOAT, COMPLEX, BOOL = 0, 1, 2, 4, 5, 6
@@ -158,12 +158,11 @@ class WithAttributes(Producer):
 
 
 PROBLEM = dict(form="k4", inputs=6, direction="bidirectional", mask_site="output", padding="both")
-ARGUMENTS = (*FLOATS, "mask_pad", "lengths")
 
 
 def call(arrays: dict[str, Any], options: dict[str, Any], dy: Any, dc_last: Any) -> dict[str, Any]:
     """Forward and backward."""
-    rest = {n: arrays[n] for n in ("c0", "mask_pad", "lengths", "mask_c") if arrays[n] is not None}
+    rest = {n: arrays[n] for n in KEYWORDS if arrays.get(n) is not None}
     output = penstock.sru(*(arrays[n] for n in FLOATS[:4]), **rest, **options)
     assert output.backprop is not None
     grads = output.backprop(dy, dc_last)._asdict()

@@ -11,10 +11,11 @@ from . import sru as reference
 
 # max|a-b| / max|b| of outputs; gradients get ten times as much.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
-FORMS = ("k3", "k4", "noskip")
+FORMS = ("k3", "k4", "noskip", "x_skip")
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 ACTIVATIONS = ("identity", "tanh", "relu")
-FLOATS = ("x", "weight", "weight_c", "bias", "c0", "mask_c")
+FLOATS = ("x", "weight", "weight_c", "bias", "c0", "mask_c", "x_skip")
+KEYWORDS = ("c0", "mask_pad", "lengths", "mask_c", "x_skip")
 
 
 def dtype_of(name: str) -> np.dtype:
@@ -42,7 +43,7 @@ class Problem:
 
     def keywords(self) -> dict[str, Any]:
         """Everything but x, weight, weight_c and bias."""
-        given = {k: self.arrays[k] for k in ("c0", "mask_pad", "lengths", "mask_c")}
+        given = {k: self.arrays.get(k) for k in KEYWORDS}
         return {k: v for k, v in given.items() if v is not None} | self.options
 
     def solve(self) -> dict[str, np.ndarray]:
@@ -77,9 +78,10 @@ def random_problem(
 ) -> Problem:
     """A problem of the given sizes.
 
-    ``inputs`` is D (k3: always dirs * H); ``mask_site`` None gives no dropout mask; ``padding`` is
-    None, "mask", "lengths" or "both". Values are rounded to ``dtype`` first, so the reference and
-    what is tested see the same numbers.
+    ``form``: "k3" with x in the skip term, "k4", "noskip", or "x_skip" with K = 3 and an array of
+    its own in the skip term. ``inputs`` is D (k3: always dirs * H); ``mask_site`` None gives no
+    dropout mask; ``padding`` is None, "mask", "lengths" or "both". Values are rounded to ``dtype``
+    first, so the reference and what is tested see the same numbers.
     """
     rng = np.random.default_rng([seed, steps, batch, hidden])
     dirs = 2 if direction == "bidirectional" else 1
@@ -101,11 +103,12 @@ def random_problem(
         "mask_c": (mask / 0.7).astype(kind) if mask_site else None,
         "mask_pad": rng.random((steps, batch)) < 0.3 if padding in ("mask", "both") else None,
         "lengths": rng.integers(0, steps + 1, batch) if padding in ("lengths", "both") else None,
+        "x_skip": draw(steps, batch, width) if form == "x_skip" else None,
     }
     options: dict[str, Any] = {"activation": activation, "direction": direction}
     if form == "noskip":
         options["skip"] = False
-    elif form == "k3":
+    elif form != "k4":
         options["scale_x"] = 1.25
     if mask_site:
         options["mask_site"] = mask_site

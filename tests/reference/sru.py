@@ -125,12 +125,15 @@ def sru(
     mask_c: np.ndarray | None = None,
     mask_site: str = "output",
     direction: str = "forward",
+    x_skip: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """Return y, c_last and backprop(dy=None, dc_last=None) -> dict of gradients, all float64."""
     x, weight, bias = (np.asarray(a, np.float64) for a in (x, weight, bias))
     steps, batch, _ = x.shape
     dirs, _, hidden = bias.shape
     width = dirs * hidden
+    from_x = skip and weight.shape[1] == 3 * hidden
+    source = x if x_skip is None else np.asarray(x_skip, np.float64)
     v = np.zeros_like(bias) if weight_c is None else np.asarray(weight_c, np.float64)
     start = np.zeros((batch, width)) if c0 is None else np.asarray(c0, np.float64)
     mask = np.ones((batch, width)) if mask_c is None else np.asarray(mask_c, np.float64)
@@ -155,7 +158,7 @@ def sru(
                 mask=mask[:, at],
                 mask_site=mask_site,
                 reverse=direction == "reverse" or d == 1,
-                x_skip=x[:, :, at] if skip and weight.shape[1] == 3 * hidden else None,
+                x_skip=source[:, :, at] if from_x else None,
             )
         )
     y = np.concatenate([p[0] for p in parts], axis=2)
@@ -167,18 +170,20 @@ def sru(
         dy = np.zeros_like(y) if dy is None else np.asarray(dy, np.float64)
         dc = np.zeros_like(c_last) if dc_last is None else np.asarray(dc_last, np.float64)
         dx = np.zeros_like(x)
+        dsource = dx if x_skip is None else np.zeros_like(source)
         grads: dict[str, list[np.ndarray]] = {}
         for d, (_, _, back) in enumerate(parts):
             at = slice(d * hidden, (d + 1) * hidden)
             dx_d, dx_skip, dw, dv, db, dc0, dm = back(dy[:, :, at], dc[:, at])
             dx += dx_d
-            if skip and weight.shape[1] == 3 * hidden:
-                dx[:, :, at] += dx_skip
+            if from_x:
+                dsource[:, :, at] += dx_skip
             here = {"dweight": dw, "dweight_c": dv, "dbias": db, "dc0": dc0, "dmask_c": dm}
             for name, gradient in here.items():
                 grads.setdefault(name, []).append(gradient)
         return {
             "dx": dx,
+            **({} if x_skip is None else {"dx_skip": dsource}),
             "dweight": np.stack(grads["dweight"]),
             "dweight_c": np.stack(grads["dweight_c"]),
             "dbias": np.stack(grads["dbias"]),
