@@ -197,7 +197,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", nargs="+", type=Path, help="TSV or CSV files")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--embedding-size", type=int, default=100)
@@ -217,15 +217,20 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     set_num_threads(args.threads)
+    fixed = {"pooling": "max", "schedule": "cosine", "clip_norm": 5.0}
     settings = {name: v for name, v in vars(args).items() if name not in ("data", "out")}
-    result: dict[str, Any] = {
-        "settings": {**settings, "pooling": "max", "schedule": "cosine", "clip_norm": 5.0},
-        "machine": machine(),
-        "versions": {**versions(), "torch": torch.__version__},
-        "data": {},
-    }
+    result: dict[str, Any] = {}
+    if args.out.exists():
+        result = json.loads(args.out.read_text(encoding="utf-8"))
     for path in args.data:
-        entry = result["data"][path.name] = {}
+        entry: dict[str, Any] = {}
+        # An earlier result of this file is replaced, those of other files stay.
+        result[path.name] = {
+            "settings": {**settings, **fixed},
+            "machine": machine(),
+            "versions": {**versions(), "torch": torch.__version__},
+            "results": entry,
+        }
         for lr in args.lr:
             runs: dict[str, list[dict[str, Any]]] = {"sru": [], "lstm": []}
             for seed in range(args.seeds):
@@ -256,13 +261,13 @@ def main() -> None:
                 # After every seed, so that a comparison cut short still has a result.
                 entry[f"lr {lr:g}"] = {name: summarise(found) for name, found in runs.items()}
                 write_json_atomically(args.out, result)
-    print(json.dumps({
-        path: {
-            lr: {name: round(100 * found["accuracy_mean"], 2) for name, found in entry.items()}
-            for lr, entry in by_lr.items()
-        }
-        for path, by_lr in result["data"].items()
-    }))  # fmt: skip
+    for name, found in result.items():
+        for lr, models in found["results"].items():
+            means = ", ".join(
+                f"{model} {100 * figures['accuracy_mean']:.2f} %"
+                for model, figures in models.items()
+            )
+            print(f"{name}, {lr}: {means}")
 
 
 if __name__ == "__main__":
