@@ -61,6 +61,22 @@ struct Scan {
   }
 };
 
+// The processor's own prefetchers do not follow a group's short run of channels from row to row, so
+// the row that comes this much later is asked for while the present one is worked on.
+constexpr std::int64_t kRowsAhead = 4;
+
+/// Distance in memory rows from row (step, b) to the one that is worked on kRowsAhead rows later, if
+/// the range has it, else 0. `backward`: steps run from the last to the first.
+inline std::int64_t rows_ahead(const ScanArgs& a, std::int64_t step, std::int64_t b,
+                               std::int64_t dir, bool backward) {
+  const std::int64_t batch = a.dims.batch;
+  const std::int64_t steps_on = (b + kRowsAhead) / batch;
+  const std::int64_t left = backward ? step - a.range.step_begin : a.range.step_end - 1 - step;
+  if (steps_on > left) return 0;
+  const bool down = a.reversed(dir) != backward;
+  return (down ? -steps_on : steps_on) * batch + (b + kRowsAhead) % batch - b;
+}
+
 template <class V>
 struct Loaded {
   sru_cell::Inputs<V> in;
@@ -132,8 +148,19 @@ void forward(const ForwardScan& a) {
           continue;
         }
         const Row<T> r = scan.row(t, b, dir);
+        const std::int64_t ahead = rows_ahead(a, s, b, dir, false);
+        const T* next_u = r.u + ahead * a.u.row_stride;
+        const T* next_x = r.x == nullptr ? next_u : r.x + ahead * scan.width;
+        const T* next_y = y + ahead * scan.width;
+        const T* next_c = c == nullptr ? next_u : c + ahead * a.c.row_stride;
         const auto step = [&](auto whole, std::int64_t h, int n) PENSTOCK_LAMBDA_INLINE {
           constexpr bool kWhole = decltype(whole)::value;
+          prefetch_to_read(next_u + h);
+          prefetch_to_read(next_u + a.gate_stride + h);
+          prefetch_to_read(next_u + 2 * a.gate_stride + h);
+          prefetch_to_read(next_x + h);
+          prefetch_to_write(next_y + h);
+          prefetch_to_write(next_c + h);
           const Loaded<V> l = load<kWhole>(a, r, h, scan.hidden, scale, mask_skip, n);
           const auto out = sru_cell::forward<A, V>(l.in, l.p, get<kWhole>(state + h, n));
           put<kWhole>(out.c, state + h, n);
@@ -155,7 +182,7 @@ void backward(const BackwardScan& a) {
   const V site(mask_skip ? T(1) : T(0));
   // dv_f, dv_r, db_f, db_r of this range in T, then added to the double totals: short sums keep
   // float32's error small however long the sequence is.
-  constexpr int kBlock = 64;
+  constexpr int kBlock = 128;
   const std::int64_t dirs_hidden = a.dims.dirs * scan.hidden;
   for (std::int64_t h0 = 0; h0 < scan.channels; h0 += kBlock) {
     const std::int64_t block = scan.channels - h0 < kBlock ? scan.channels - h0 : kBlock;
@@ -190,8 +217,25 @@ void backward(const BackwardScan& a) {
           T* dmask = a.dmask == nullptr ? nullptr
                                         : static_cast<T*>(a.dmask) + b * scan.width + at;
           const Row<T> r = scan.row(t, b, dir);
+          const std::int64_t ahead = rows_ahead(a, s, b, dir, true);
+          const T* next_u = r.u + ahead * a.u.row_stride + h0;
+          const T* next_x = r.x == nullptr ? next_u : r.x + ahead * scan.width + h0;
+          const T* next_c = c + ahead * a.c.row_stride;
+          const T* next_dy = dy == nullptr ? next_u : dy + ahead * scan.width;
+          const T* next_du = du + ahead * a.du.row_stride;
+          const T* next_dx = dx == nullptr ? next_u : dx + ahead * scan.width;
           const auto step = [&](auto whole, std::int64_t h, int n) PENSTOCK_LAMBDA_INLINE {
             constexpr bool kWhole = decltype(whole)::value;
+            prefetch_to_read(next_u + h);
+            prefetch_to_read(next_u + a.gate_stride + h);
+            prefetch_to_read(next_u + 2 * a.gate_stride + h);
+            prefetch_to_read(next_x + h);
+            prefetch_to_read(next_c + h);
+            prefetch_to_read(next_dy + h);
+            prefetch_to_write(next_du + h);
+            prefetch_to_write(next_du + a.gate_stride + h);
+            prefetch_to_write(next_du + 2 * a.gate_stride + h);
+            prefetch_to_write(next_dx + h);
             const Loaded<V> l = load<kWhole>(a, r, h0 + h, scan.hidden, scale, mask_skip, n);
             const V before = get<kWhole>(c_prev + h, n);
             const V dh = dy == nullptr ? V(T(0)) : get<kWhole>(dy + h, n);

@@ -264,6 +264,10 @@ PENSTOCK_INLINE Vec<T> where_positive(Vec<T> x, Vec<T> a, Vec<T> b) {
   return blend<T>(x.v > Vec<T>(T(0)).v, a, b);
 }
 
+/// Ask for the cache line at p; any address will do.
+PENSTOCK_INLINE void prefetch_to_read(const void* p) { __builtin_prefetch(p, 0, 3); }
+PENSTOCK_INLINE void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1, 3); }
+
 template <bool kValue>
 struct Bool {
   static constexpr bool value = kValue;
