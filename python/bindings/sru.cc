@@ -12,16 +12,35 @@
 namespace penstock::python {
 namespace {
 
+[[noreturn]] void wrong_type(const char* name, const std::string& expected, py::handle value) {
+  throw Error(ErrorCode::kType, std::string(name) + ": expected " + expected + " (actual: " +
+                                    std::string(py::str(py::type::handle_of(value).attr("__name__"))) +
+                                    ")");
+}
+
 template <class E>
-E choose(const char* name, const std::string& value,
+E choose(const char* name, py::handle object,
          std::initializer_list<std::pair<const char*, E>> choices) {
   std::string expected;
+  for (const auto& choice : choices) {
+    expected += std::string(expected.empty() ? "'" : ", '") + choice.first + "'";
+  }
+  if (!py::isinstance<py::str>(object)) wrong_type(name, "one of " + expected, object);
+  const auto value = object.cast<std::string>();
   for (const auto& [word, result] : choices) {
     if (value == word) return result;
-    expected += std::string(expected.empty() ? "'" : ", '") + word + "'";
   }
   throw Error(ErrorCode::kValue,
               std::string(name) + ": expected one of " + expected + " (actual: '" + value + "')");
+}
+
+double number(const char* name, py::handle object) {
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value == -1.0 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    wrong_type(name, "a number", object);
+  }
+  return value;
 }
 
 /// The inputs of one call, held from forward to the last backward.
@@ -32,8 +51,8 @@ struct Inputs {
 
   Inputs(py::handle x_, py::handle weight_, py::handle weight_c_, py::handle bias_, py::handle c0_,
          py::handle mask_pad_, py::handle lengths_, py::handle mask_c_, py::handle x_skip_,
-         const std::string& activation, bool skip, double scale_x, const std::string& mask_site,
-         const std::string& direction, std::uintptr_t stream)
+         py::handle activation, bool skip, py::handle scale_x, py::handle mask_site,
+         py::handle direction, std::uintptr_t stream)
       : x("x", x_, stream),
         weight("weight", weight_, stream),
         weight_c("weight_c", weight_c_, stream),
@@ -58,7 +77,7 @@ struct Inputs {
                                            {"tanh", Activation::kTanh},
                                            {"relu", Activation::kRelu}});
     views.skip = skip;
-    views.scale_x = scale_x;
+    views.scale_x = number("scale_x", scale_x);
     views.mask_site = choose<MaskSite>(
         "mask_site", mask_site, {{"output", MaskSite::kOutput}, {"state", MaskSite::kState}});
     views.direction = choose<Direction>("direction", direction,
@@ -80,11 +99,12 @@ std::size_t aligned(std::size_t bytes) { return bytes == 0 ? 1 : bytes; }
 
 py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::handle bias,
                   py::handle c0, py::handle mask_pad, py::handle lengths, py::handle mask_c,
-                  py::handle x_skip, const std::string& activation, bool skip, double scale_x,
-                  const std::string& mask_site, const std::string& direction, bool need_grad,
+                  py::handle x_skip, py::handle activation, bool skip, py::handle scale_x,
+                  py::handle mask_site, py::handle direction, bool need_grad,
                   const py::object& empty, const py::object& empty_bytes, std::uintptr_t stream) {
   auto inputs = std::make_unique<Inputs>(x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c,
-                                         x_skip, activation, skip, scale_x, mask_site, direction, stream);
+                                         x_skip, activation, skip, scale_x, mask_site, direction,
+                                         stream);
   const Context& ctx = inputs->context;
   SruForwardArgs args;
   static_cast<SruInputs&>(args) = inputs->views;

@@ -178,7 +178,10 @@ def host_lengths(lengths: Any, x: Array, caller: Caller) -> Array:
         return lengths
     if not isinstance(lengths, np.ndarray) and hasattr(lengths, "__dlpack__"):
         lengths = np.from_dlpack(lengths)
-    values = np.asarray(lengths)
+    try:
+        values = np.asarray(lengths)
+    except ValueError as e:
+        raise ValueError(f"lengths: expected shape (B,) (actual: {e})") from None
     if values.dtype.kind not in "iu" and values.size:
         raise TypeError(f"lengths: expected integers (actual: {values.dtype})")
     shape: tuple[int, ...] = tuple(getattr(x, "shape", ()))
