@@ -16,7 +16,7 @@ PENSTOCK_HOST_DEVICE V activate(V c) {
   if constexpr (A == Activation::kTanh) {
     return tanh(c);
   } else if constexpr (A == Activation::kRelu) {
-    return where_positive(c, c, V(0));
+    return where_positive(-c, V(0), c);  // NaN stays NaN
   } else {
     return c;
   }
@@ -57,7 +57,7 @@ PENSTOCK_HOST_DEVICE Forward<V> forward(const Inputs<V>& in, const Parameters<V>
   const V f = sigmoid(in.u1 + p.v_f * c_prev + p.b_f);
   const V r = sigmoid(in.u2 + p.v_r * c_prev + p.b_r);
   Forward<V> out;
-  out.c = f * (c_prev - in.u0) + in.u0;
+  out.c = f * c_prev + (V(1) - f) * in.u0;
   out.h = r * (in.mask * activate<A>(out.c) - in.mask_skip * in.skip) + in.skip;
   return out;
 }

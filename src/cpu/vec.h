@@ -169,7 +169,7 @@ PENSTOCK_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
 // integer and leaves it in the low bits.
 PENSTOCK_INLINE Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
-  x = clamp(x, -87.33f, 88.37f);
+  x = clamp(x, -87.33f, 88.8f);  // at the upper end n = 128, and 2^n becomes infinity
   const V shift(12582912.0f);
   const V biased = x * V(1.44269504f) + shift;
   const V n = biased - shift;
@@ -192,7 +192,7 @@ PENSTOCK_INLINE Vec<float> exp(Vec<float> x) {
 
 PENSTOCK_INLINE Vec<double> exp(Vec<double> x) {
   using V = Vec<double>;
-  x = clamp(x, -708.0, 709.0);
+  x = clamp(x, -708.0, 709.8);
   const V shift(6755399441055744.0);
   const V biased = x * V(1.4426950408889634) + shift;
   const V n = biased - shift;
