@@ -49,7 +49,7 @@ std::string SruShape::words() const {
          std::to_string(static_cast<int>(mask_site)) + " layout=" +
          std::to_string(static_cast<int>(layout)) + flag(!skip, "no-skip") +
          flag(!weight_c, "no-v") + flag(c0, "c0") + flag(mask_pad, "pad") +
-         flag(lengths, "lengths") + flag(mask_c, "mask") + flag(!dy, "no-dy") +
+         flag(lengths, "lengths") + flag(mask_c, "mask") + flag(x_skip, "x_skip") + flag(!dy, "no-dy") +
          flag(!dc_last, "no-dc");
 }
 
@@ -77,10 +77,11 @@ SruValues random_values(const SruShape& s, DataType dtype, std::uint64_t seed) {
           static_cast<double>(numbers.bits() % static_cast<std::uint64_t>(s.steps + 1)));
     }
   }
+  if (s.x_skip) v.x_skip = numbers.take(rows * w);
   if (s.dy) v.dy = numbers.take(rows * w);
   if (s.dc_last) v.dc_last = numbers.take(s.batch * w);
-  for (Values* values : {&v.x, &v.weight, &v.weight_c, &v.bias, &v.c0, &v.mask_c, &v.dy,
-                         &v.dc_last}) {
+  for (Values* values : {&v.x, &v.weight, &v.weight_c, &v.bias, &v.c0, &v.mask_c, &v.x_skip,
+                         &v.dy, &v.dc_last}) {
     round_to(dtype, values);
   }
   for (std::int64_t t = 0; t < s.steps; ++t) {
@@ -88,6 +89,9 @@ SruValues random_values(const SruShape& s, DataType dtype, std::uint64_t seed) {
       if (!padded(s, v, t, b)) continue;
       for (std::int64_t d = 0; d < s.input; ++d) {
         v.x[at((t * s.batch + b) * s.input + d)] = std::numeric_limits<double>::quiet_NaN();
+      }
+      for (std::int64_t j = 0; s.x_skip && j < w; ++j) {
+        v.x_skip[at((t * s.batch + b) * w + j)] = std::numeric_limits<double>::quiet_NaN();
       }
     }
   }
@@ -105,6 +109,10 @@ SruResults reference(const SruShape& s, const SruValues& v) {
   r.dbias.resize(v.bias.size());
   r.dc0.resize(at(s.batch * w));
   r.dmask_c.resize(at(s.mask_c ? s.batch * w : 0));
+  r.dx_skip.resize(v.x_skip.size());
+  // What the skip term reads, and its gradient.
+  const Values& skipped = s.x_skip ? v.x_skip : v.x;
+  Values& dskipped = s.x_skip ? r.dx_skip : r.dx;
   for (std::int64_t dir = 0; dir < s.dirs(); ++dir) {
     const bool reversed = s.direction == Direction::kReverse || dir == 1;
     for (std::int64_t b = 0; b < s.batch; ++b) {
@@ -125,7 +133,7 @@ SruResults reference(const SruShape& s, const SruValues& v) {
           return sum;
         };
         const auto skip = [&](std::int64_t row) {
-          if (s.skip_from_x()) return s.scale_x * v.x[at(row * s.input + dir * h + j)];
+          if (s.skip_from_input()) return s.scale_x * skipped[at(row * w + dir * h + j)];
           return s.skip ? u(row, 3) : 0.0;
         };
         // states[k]: before the k-th step in processing order.
@@ -177,7 +185,7 @@ SruResults reference(const SruShape& s, const SruValues& v) {
               r.dx[at(row * s.input + d)] += du[block] * v.weight[at(weight)];
             }
           }
-          if (s.skip_from_x()) r.dx[at(row * s.input + dir * h + j)] += s.scale_x * dskip;
+          if (s.skip_from_input()) dskipped[at(row * w + dir * h + j)] += s.scale_x * dskip;
           dc = dc * f + df * v_f + dr * v_r;
         }
         r.dc0[at(column)] = dc;
@@ -199,6 +207,7 @@ SruCall::SruCall(const Context& ctx, const SruShape& s, const SruValues& v, Data
   if (s.mask_pad) mask_pad = Array(DataType::kBool, {s.steps, s.batch}, v.mask_pad, s.layout);
   if (s.lengths) lengths = Array(DataType::kInt32, {s.batch}, v.lengths, s.layout);
   if (s.mask_c) mask_c = Array(dtype, per_row, v.mask_c, s.layout);
+  if (s.x_skip) x_skip = Array(dtype, per_step, v.x_skip, s.layout);
   if (s.dy) dy = Array(dtype, per_step, v.dy, s.layout);
   if (s.dc_last) dc_last = Array(dtype, per_row, v.dc_last, s.layout);
 
@@ -211,6 +220,7 @@ SruCall::SruCall(const Context& ctx, const SruShape& s, const SruValues& v, Data
   in.mask_pad = mask_pad.view();
   in.lengths = lengths.view();
   in.mask_c = mask_c.view();
+  in.x_skip = x_skip.view();
   in.activation = s.activation;
   in.skip = s.skip;
   in.scale_x = s.scale_x;
@@ -233,6 +243,7 @@ SruCall::SruCall(const Context& ctx, const SruShape& s, const SruValues& v, Data
   dbias = Array(dtype, params);
   dc0 = Array(dtype, per_row);
   if (s.mask_c) dmask_c = Array(dtype, per_row);
+  if (s.x_skip) dx_skip = Array(dtype, per_step);
   backward.reserve = reserve.view();
   backward.dy = dy.view();
   backward.dc_last = dc_last.view();
@@ -242,17 +253,18 @@ SruCall::SruCall(const Context& ctx, const SruShape& s, const SruValues& v, Data
   backward.dbias = dbias.view();
   backward.dc0 = dc0.view();
   backward.dmask_c = dmask_c.view();
+  backward.dx_skip = dx_skip.view();
   backward_workspace = Array::bytes(sru_backward_workspace_bytes(ctx, backward));
   backward.workspace = backward_workspace.view();
 }
 
 SruResults SruCall::results() const {
   return {y.get(),         c_last.get(), dx.get(),  dweight.get(),
-          dweight_c.get(), dbias.get(),  dc0.get(), dmask_c.get()};
+          dweight_c.get(), dbias.get(),  dc0.get(), dmask_c.get(), dx_skip.get()};
 }
 
 std::vector<const Array*> SruCall::outputs() const {
-  return {&y, &c_last, &dx, &dweight, &dweight_c, &dbias, &dc0, &dmask_c};
+  return {&y, &c_last, &dx, &dweight, &dweight_c, &dbias, &dc0, &dmask_c, &dx_skip};
 }
 
 SruResults compute(const Context& ctx, const SruShape& s, const SruValues& v, DataType dtype) {

@@ -18,13 +18,15 @@ struct SruShape {
   Activation activation = Activation::kIdentity;
   MaskSite mask_site = MaskSite::kOutput;
   bool weight_c = true, c0 = true, mask_pad = false, lengths = false, mask_c = false;
+  bool x_skip = false;  // with K = 3: an array of its own for the skip term
   bool dy = true, dc_last = true;
   double scale_x = 1.0;
   Layout layout = Layout::kContiguous;  // of every input
 
   std::int64_t dirs() const { return direction == Direction::kBidirectional ? 2 : 1; }
   std::int64_t width() const { return dirs() * hidden; }
-  bool skip_from_x() const { return skip && blocks == 3; }
+  /// x' is scale_x times an input: x, or x_skip.
+  bool skip_from_input() const { return skip && blocks == 3; }
   std::string words() const;
 };
 
@@ -32,14 +34,15 @@ using Values = std::vector<double>;
 
 /// Empty where not given.
 struct SruValues {
-  Values x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, dy, dc_last;
+  Values x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip, dy, dc_last;
 };
 
 struct SruResults {
-  Values y, c_last, dx, dweight, dweight_c, dbias, dc0, dmask_c;
+  Values y, c_last, dx, dweight, dweight_c, dbias, dc0, dmask_c, dx_skip;
 };
 
-/// Random inputs, already rounded to `dtype`; x is NaN at padded steps.
+/// Random inputs, already rounded to `dtype`; x and x_skip are NaN at padded
+/// steps.
 SruValues random_values(const SruShape&, DataType dtype, std::uint64_t seed);
 /// The equations of include/penstock/sru.h and their derivatives, in float64, element by element.
 SruResults reference(const SruShape&, const SruValues&);
@@ -51,8 +54,8 @@ struct SruCall {
   SruCall(const Context&, const SruShape&, const SruValues&, DataType dtype);
   SruForwardArgs forward;
   SruBackwardArgs backward;
-  Array x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, dy, dc_last;
-  Array y, c_last, dx, dweight, dweight_c, dbias, dc0, dmask_c;
+  Array x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip, dy, dc_last;
+  Array y, c_last, dx, dweight, dweight_c, dbias, dc0, dmask_c, dx_skip;
   Array forward_workspace, reserve, backward_workspace;
   SruResults results() const;
   std::vector<const Array*> outputs() const;
