@@ -6,6 +6,7 @@
 #include <string>
 
 #include "arrays.h"
+#include "gil.h"
 #include "penstock/error.h"
 #include "penstock/sru.h"
 
@@ -124,7 +125,7 @@ py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::hand
   args.workspace = workspace.view();
   args.reserve = reserve.view();
   {
-    py::gil_scoped_release release;
+    const GilRelease release;
     sru_forward(ctx, args);
   }
   if (!need_grad) return py::make_tuple(y.object(), c_last.object(), py::none());
@@ -172,7 +173,7 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dc_last_, std:
   const Bytes workspace(allocator, aligned(sru_backward_workspace_bytes(ctx, args)));
   args.workspace = workspace.view();
   {
-    py::gil_scoped_release release;
+    const GilRelease release;
     sru_backward(ctx, args);
   }
   const auto or_none = [](const Array& a) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,21 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Spread CPU work over n >= 1 threads; results do not depend on n, bit for bit."""
-    _core.set_num_threads(n)
+    """Spread CPU work over n >= 1 threads; results do not depend on n, bit for bit.
+
+    Raises:
+        TypeError: n is not an integer.
+        ValueError: n is less than 1, or more than a C++ int holds.
+    """
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(
+            f"set_num_threads: n: expected an integer (actual: {type(n).__name__})"
+        ) from None
+    if not -(2**31) <= count < 2**31:
+        raise ValueError(f"set_num_threads: n: expected a number of threads (actual: {count})")
+    _core.set_num_threads(count)
 
 
 def release_memory() -> int:
