@@ -789,28 +789,6 @@ def test_digits_are_read_pixel_by_pixel() -> None:
     assert sorted(set(labels)) == list(range(10))
 
 
-def test_distorted_images() -> None:
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:8, :8] - 3.5
-    blob = 2 * np.exp(-((y - 0.5) ** 2 + (x + 0.5) ** 2) / 4) - 1
-    sequences = np.repeat(blob.reshape(1, 64, 1).astype(np.float32), 2000, axis=0)
-    before = sequences.copy()
-    distorted = digits.distort_images(sequences, rng)
-    assert distorted.shape == sequences.shape and distorted.dtype == np.float32
-    np.testing.assert_array_equal(sequences, before)
-    assert distorted.min() >= -1 and distorted.max() <= 1
-    mass = (distorted.reshape(2000, 8, 8) + 1).astype(np.float64)
-    centre_y = (mass * y).sum(axis=(1, 2)) / mass.sum(axis=(1, 2))
-    centre_x = (mass * x).sum(axis=(1, 2)) / mass.sum(axis=(1, 2))
-    # Shifts are even and of at most 0.8 pixels; scale, rotation and shear add a little.
-    for centre, at in ((centre_y, 0.5), (centre_x, -0.5)):
-        assert centre.mean() == pytest.approx(at, abs=0.06)
-        assert 0.35 < centre.std() < 0.55
-        assert np.abs(centre - at).max() < 1.2
-    background = np.full((50, 64, 1), -1, np.float32)
-    np.testing.assert_allclose(digits.distort_images(background, rng), -1, rtol=1e-6)
-
-
 def test_a_digits_run(tmp_path: Path) -> None:
     result = run_training(small(None, limit=300, epochs=1), tmp_path / "run")
     assert result["examples"]["test"] == pytest.approx(60, abs=5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -33,11 +33,8 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
-        """Return the examples at `indices` (B,) as one batch.
-
-        In training, `rng` is given, from which a data set may vary its examples.
-        """
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Return the examples at `indices` (B,) as one batch."""
 
 
 class TokenExamples:
@@ -66,7 +63,7 @@ class TokenExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
+    def batch(self, indices: np.ndarray) -> Batch:
         """Return the examples at `indices` (B,), padded at the end to the longest of them."""
         lengths = self.lengths[indices]
         steps = np.arange(lengths.max(initial=0), dtype=np.int64)[:, None]
@@ -82,21 +79,13 @@ class FeatureExamples:
     Args:
         features: float32 (N, T, D).
         labels: int (N,).
-        vary: returns a changed copy of features (B, T, D), drawn anew for every batch of
-            training; None leaves them as they are.
     """
 
-    def __init__(
-        self,
-        features: np.ndarray,
-        labels: np.ndarray,
-        vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
-    ) -> None:
+    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
         if features.ndim != 3:
             raise ValueError(f"features: expected 3 axes (N, T, D), got shape {features.shape}")
         if len(features) != len(labels):
             raise ValueError(f"labels: expected {len(features)} of them, got {len(labels)}")
-        self._vary = vary
         self._features = np.ascontiguousarray(features, dtype=np.float32)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.lengths = np.full(len(features), features.shape[1], dtype=np.int64)
@@ -104,12 +93,9 @@ class FeatureExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
-        """Return the examples at `indices` (B,), varied if `rng` is given."""
-        features = self._features[indices]
-        if rng is not None and self._vary is not None:
-            features = self._vary(features, rng)
-        inputs = np.ascontiguousarray(features.transpose(1, 0, 2))
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Return the examples at `indices` (B,)."""
+        inputs = np.ascontiguousarray(self._features[indices].transpose(1, 0, 2))
         return Batch(inputs, None, self.labels[indices])
 
 

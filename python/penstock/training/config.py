@@ -18,14 +18,14 @@ RESUMABLE = frozenset({"epochs", "patience", "checkpoint_every", "device"})
 #: Defaults of the options that depend on the task.
 _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     DIGITS: {
-        "hidden": 96,
-        "layers": 2,
+        "hidden": 64,
+        "layers": 4,
         "dropout": 0.1,
         "bidirectional": True,
         "pooling": "mean",
         "memory": 64,
-        "lr": 5e-3,
-        "epochs": 20,
+        "lr": 2e-2,
+        "epochs": 40,
         "patience": 0,
         "batch_size": 32,
         "test_fraction": 0.2,

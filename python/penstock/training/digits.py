@@ -10,7 +10,6 @@ import numpy as np
 from penstock.training.errors import UserError, require
 
 STEPS = 64
-_SIDE = 8
 CLASSES = 10
 _BRIGHTEST = 16.0
 
@@ -28,45 +27,6 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     """Return the 1797 images as sequences float32 (N, 64, 1) and the digits int64 (N,)."""
     images = require("sklearn.datasets").load_digits()
     return normalise_pixels(images.data), images.target.astype(np.int64)
-
-
-def distort_images(sequences: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rotate, scale, shear and shift each image a little, as another hand would have written it.
-
-    Pixels between pixels are interpolated linearly, and background moves in from outside.
-
-    Args:
-        sequences: float32 (B, 64, 1), -1 the background.
-        rng: draws one distortion for each image: up to 12 degrees, 10 %, 10 % and 0.8 pixels.
-
-    Returns:
-        a new array of the same shape.
-    """
-    count = len(sequences)
-    angle, scale_y, scale_x, shear = rng.uniform(-1, 1, (4, count))
-    angle, shear = angle * np.deg2rad(12), shear * 0.1
-    scale_y, scale_x = 1 + 0.1 * scale_y, 1 + 0.1 * scale_x
-    shift = rng.uniform(-0.8, 0.8, (2, count, 1, 1))
-    centre = (_SIDE - 1) / 2
-    y, x = np.mgrid[:_SIDE, :_SIDE] - centre
-    # Where each pixel of the new image lies in the old one.
-    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
-    from_y = scale_y[:, None, None] * (cos * y - sin * x) + centre + shift[0]
-    from_x = scale_x[:, None, None] * (sin * y + cos * x) + shear[:, None, None] * y
-    from_x = from_x + centre + shift[1]
-    # A border of background on each side takes up whatever lies outside.
-    padded = np.full((count, _SIDE + 4, _SIDE + 4), -1, np.float32)
-    padded[:, 2:-2, 2:-2] = sequences.reshape(count, _SIDE, _SIDE)
-    from_y = np.clip(from_y + 2, 0, _SIDE + 2.999)
-    from_x = np.clip(from_x + 2, 0, _SIDE + 2.999)
-    top, left = from_y.astype(np.intp), from_x.astype(np.intp)
-    down = (from_y - top).astype(np.float32)
-    right = (from_x - left).astype(np.float32)
-    image = np.arange(count)[:, None, None]
-    upper = (1 - right) * padded[image, top, left] + right * padded[image, top, left + 1]
-    lower = (1 - right) * padded[image, top + 1, left] + right * padded[image, top + 1, left + 1]
-    distorted: np.ndarray = (1 - down) * upper + down * lower
-    return distorted.reshape(count, STEPS, 1)
 
 
 def read_pixels(stream: IO[str], name: str) -> np.ndarray:

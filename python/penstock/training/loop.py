@@ -302,9 +302,7 @@ class _Fit:
         before, started = progress.seconds, time.perf_counter()
         self.observer.epoch_started(progress.epoch + 1, len(batches), progress.batch)
         for indices in batches[progress.batch :]:
-            # A stream of its own for every batch: there is no state to save.
-            varied = np.random.default_rng([options.seed, progress.epoch, progress.batch])
-            self.step(_to_device(self.train.batch(indices, varied), xp))
+            self.step(_to_device(self.train.batch(indices), xp))
             progress.seconds = before + time.perf_counter() - started
             self.observer.batch_done(progress.loss_sum / progress.seen)
             due = time.monotonic() - self.saved_at >= options.checkpoint_every

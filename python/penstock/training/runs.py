@@ -279,9 +279,7 @@ class _Run:
     def _examples(self, indices: np.ndarray) -> Examples:
         data = self.data
         if data.features is not None:
-            return FeatureExamples(
-                data.features[indices], data.labels[indices], digits.distort_images
-            )
+            return FeatureExamples(data.features[indices], data.labels[indices])
         assert data.tokens is not None and self.vocabulary is not None
         limit = self.config.max_length
         sequences = [self.vocabulary.encode(data.tokens[i], limit) for i in indices]
