@@ -41,9 +41,8 @@ struct TileConfig {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Packing walks along k, a short run in each of many rows, which no hardware prefetcher follows.
-// Addresses past the end are harmless: a prefetch cannot fault.
-constexpr std::int64_t kAhead = 4 * kDepth;
+// Packing takes a short run from each of many rows, which no hardware prefetcher follows, so the
+// rows of the next tile are asked for. Addresses past the end are harmless: a prefetch cannot fault.
 
 // Sixteen float32 as three bfloat16 each, in the high halves of 32-bit lanes (what lies in the low
 // halves does not count). Rounding to nearest leaves each part at most 2^-8 of the one before, so
@@ -128,8 +127,8 @@ inline void lines_from_rows(const float* source, std::int64_t ld, std::int64_t r
       continue;
     }
     const float* row = source + i * ld;
-    _mm_prefetch(row + kAhead, _MM_HINT_T0);
-    _mm_prefetch(row + kAhead + 16, _MM_HINT_T0);
+    _mm_prefetch(row + kTile * ld, _MM_HINT_T1);
+    _mm_prefetch(row + kTile * ld + 16, _MM_HINT_T1);
     const __m512 x = _mm512_maskz_loadu_ps(low, row);
     const __m512 y = _mm512_maskz_loadu_ps(high, row + 16);
     magnitude->see(x);
