@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+import penstock
 from penstock.training import batching, digits, tables
 from penstock.training.batching import Examples, FeatureExamples, TokenExamples
 from penstock.training.checkpoints import read_json, write_json_atomically
@@ -225,8 +226,8 @@ def _check_options(config: TrainConfig) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("penstock", "numpy", "scikit-learn", "pandas", "cupy"):
+    found = {"python": platform.python_version(), "penstock": penstock.__version__}
+    for package in ("numpy", "scikit-learn", "pandas", "cupy"):
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
