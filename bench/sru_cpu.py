@@ -2,20 +2,21 @@
 
 Per case and thread count: forward without gradients and forward + backward, every contender's
 result in turn, round after round (so that a drift of the machine hits all alike), medians and
-quartiles. Beside them the floor: the matrix products alone, and for the elementwise recurrence the
-time memcpy takes for the bytes it must move.
+quartiles. Beside them the floor: the matrix products alone, by PyTorch's BLAS. With --scan, also the
+elementwise recurrence alone, beside the time that memcpy takes for the bytes it must move.
 
-    python bench/sru_cpu.py --out bench/results/sru_cpu.json
+    cmake --preset cpu -DPENSTOCK_BENCHMARKS=ON && cmake --build --preset cpu
+    python bench/sru_cpu.py --scan build/cpu/bench_sru_scan --out bench/results/sru_cpu.json
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -94,8 +95,8 @@ class Torch:
         return run
 
 
-def product_floor(rows: int, d: int, h: int, threads: int, backward: bool) -> Callable[[], Any]:
-    """The matrix products of a layer alone, through PyTorch's BLAS or ours, whichever is faster."""
+def product_floor(rows: int, d: int, h: int, backward: bool) -> Callable[[], Any]:
+    """The matrix products of a layer with K = 3 alone, by PyTorch's BLAS."""
     x, w, du = random_array(rows, d), random_array(3 * h, d), random_array(rows, 3 * h)
     xt, wt, dut = map(torch.from_numpy, (x, w, du))
 
@@ -137,54 +138,10 @@ def measure(contenders: dict[str, Callable[[], Any]], budget: float) -> dict[str
     return out
 
 
-def memcpy_bandwidth(threads: int) -> float:
-    """Bytes read plus written per second, arrays beyond every cache, by libc's memcpy."""
-    n = 256 << 20
-    a, b = np.ones(n, np.uint8), np.ones(n, np.uint8)
-    libc = ctypes.CDLL(None)
-    best = 0.0
-    for _ in range(7):
-        start = time.perf_counter()
-        if threads == 1:
-            libc.memcpy(b.ctypes.data_as(ctypes.c_void_p), a.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(n))
-        else:
-            from concurrent.futures import ThreadPoolExecutor
-
-            part = n // threads
-            with ThreadPoolExecutor(threads) as pool:
-                list(
-                    pool.map(
-                        lambda i: libc.memcpy(
-                            ctypes.c_void_p(b.ctypes.data + i * part),
-                            ctypes.c_void_p(a.ctypes.data + i * part),
-                            ctypes.c_size_t(part),
-                        ),
-                        range(threads),
-                    )
-                )
-        best = max(best, 2 * n / (time.perf_counter() - start))
-    return best
-
-
-def elementwise(threads: int, budget: float) -> dict[str, Any]:
-    """The recurrence alone: D = 1 leaves a product of one multiply-add per element of u.
-
-    Bytes: training forward reads u and x' once and writes y and c; u is written by the product.
-    """
-    steps, batch, hidden = 512, 32, 1024
-    weight = random_array(1, 4 * hidden, 1)
-    v, b = random_array(1, 2, hidden), random_array(1, 2, hidden)
-    x = random_array(steps, batch, 1)
-    elements = steps * batch * hidden
-    run = measure(
-        {
-            "forward": lambda: penstock.sru(x, weight, v, b, need_grad=True),
-            "inference": lambda: penstock.sru(x, weight, v, b, need_grad=False),
-        },
-        budget,
-    )
-    # u0..u3 written and read once each, y and c written: 10 elements; inference keeps u in cache.
-    return {"elements": elements, "runs": run, "bytes_train": elements * 4 * 10, "bytes_inference": elements * 4}
+def scans(program: Path) -> list[dict[str, Any]]:
+    """The recurrence alone beside memcpy, by the C++ program bench_sru_scan (one JSON a line)."""
+    run = subprocess.run([program], check=True, capture_output=True, text=True)
+    return [json.loads(line) for line in run.stdout.splitlines()]
 
 
 def main() -> None:
@@ -192,11 +149,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--budget", type=float, default=3.0, help="seconds per measurement")
+    parser.add_argument("--scan", type=Path, help="the program bench_sru_scan")
     parser.add_argument("--case", type=str, help="T,B,D,H instead of the built-in cases")
     args = parser.parse_args()
     cases = [tuple(map(int, args.case.split(",")))] if args.case else CASES
     package = sru_package()
-    results = []
+    results: list[dict[str, Any]] = []
     for threads in args.threads:
         torch.set_num_threads(threads)
         penstock.set_num_threads(threads)
@@ -208,18 +166,36 @@ def main() -> None:
             for mode in ("forward", "forward+backward"):
                 back = mode != "forward"
                 fns = {c.name: c.train(x, dy) if back else c.forward(x) for c in contenders}
-                fns["matrix products"] = product_floor(t * b, d, h, threads, back)
+                fns["matrix products"] = product_floor(t * b, d, h, back)
                 times = measure(fns, args.budget)
                 ours = times["penstock.SRU"]["ms"]
                 ratios = {name: v["ms"] / ours for name, v in times.items()}
-                results.append({"threads": threads, "case": [t, b, d, h], "mode": mode, "times": times, "ratios": ratios})
-                line = "  ".join(f"{n} {v['ms']:.3f} ms ({ratios[n]:.2f}x)" for n, v in times.items())
+                results.append(
+                    {
+                        "threads": threads,
+                        "case": [t, b, d, h],
+                        "mode": mode,
+                        "times": times,
+                        "ratios": ratios,
+                    }
+                )
+                line = "  ".join(
+                    f"{n} {v['ms']:.3f} ms ({ratios[n]:.2f}x)" for n, v in times.items()
+                )
                 print(f"{threads} thread(s) T,B,D,H={t},{b},{d},{h} {mode}: {line}", flush=True)
+    recurrence = scans(args.scan) if args.scan else []
+    for r in recurrence:
+        print(
+            f"{r['threads']} thread(s) recurrence alone, {r['pass']}: {r['ms']:.1f} ms, {r['ratio']:.2f} times memcpy"
+        )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         machine = describe("penstock", "torch", "sru", "numpy")
         machine["penstock"] = penstock.config()
-        args.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps({"machine": machine, "results": results, "recurrence": recurrence}, indent=1)
+            + "\n"
+        )
 
 
 if __name__ == "__main__":
