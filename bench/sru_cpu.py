@@ -2,8 +2,8 @@
 
 Per case and thread count: forward without gradients and forward + backward, every contender's
 result in turn, round after round (so that a drift of the machine hits all alike), medians and
-quartiles. Beside them the floor: the matrix products alone, by PyTorch's BLAS. With --scan, also the
-elementwise recurrence alone, beside the time that memcpy takes for the bytes it must move.
+quartiles. Beside them the floor: the matrix products alone, by PyTorch's BLAS. With --scan, also
+the elementwise recurrence alone, beside the time that memcpy takes for the bytes it must move.
 
     cmake --preset cpu -DPENSTOCK_BENCHMARKS=ON && cmake --build --preset cpu
     python bench/sru_cpu.py --scan build/cpu/bench_sru_scan --out bench/results/sru_cpu.json
@@ -28,10 +28,9 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(name, None)  # either halves OpenBLAS
 
 import numpy as np
+import penstock
 import torch
 from machine import describe
-
-import penstock
 
 CASES = [(32, 32, 256, 256), (128, 32, 512, 512), (512, 100, 200, 200), (1, 1, 256, 256)]
 RNG = np.random.default_rng(0)
@@ -186,7 +185,8 @@ def main() -> None:
     recurrence = scans(args.scan) if args.scan else []
     for r in recurrence:
         print(
-            f"{r['threads']} thread(s) recurrence alone, {r['pass']}: {r['ms']:.1f} ms, {r['ratio']:.2f} times memcpy"
+            f"{r['threads']} thread(s) recurrence alone, {r['pass']}: {r['ms']:.1f} ms, "
+            f"{r['ratio']:.2f} times memcpy"
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
