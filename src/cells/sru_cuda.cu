@@ -46,7 +46,7 @@ struct Walk {
   std::int64_t count = 0;           // steps
 
   // Offsets of the first step in arrays of these layouts, and the distance between steps.
-  std::int64_t u_at = 0;               // like u and du
+  std::int64_t u_at = 0;                  // like u and du
   std::int64_t row_at = 0, row_step = 0;  // (T, B, dirs·H)
   std::int64_t c_at = 0, c_step = 0;      // the states' plane
   std::int64_t state_at = 0;              // (B, dirs·H)
@@ -156,9 +156,10 @@ __device__ __forceinline__ sru_cell::Inputs<state_t<T>> inputs(const Walk<T>& w,
 // The recurrence over a range of steps, given u.
 // Work split: a thread per (batch row, direction, channel), over all steps; no thread reads what
 // another one writes. Traffic per step and channel, in elements: u0 u1 u2 x' in, y out, and c out
-// (state type) when training. The next kStepsAhead steps' inputs are already in registers or on their
-// way when a step is computed. Limits: 64-bit offsets; 2^31 - 1 blocks. Invariants: inputs do not
-// overlap outputs; a padded step's u may be NaN and is not used. Launch: kThreads, no shared memory.
+// (state type) when training. The next kStepsAhead steps' inputs are already in registers or on
+// their way when a step is computed. Limits: 64-bit offsets; 2^31 - 1 blocks. Invariants: inputs do
+// not overlap outputs; a padded step's u may be NaN and is not used. Launch: kThreads, no shared
+// memory.
 template <class T, Activation A>
 __global__ void __launch_bounds__(kThreads) sru_forward_kernel(ForwardScan a) {
   using S = state_t<T>;
@@ -281,6 +282,7 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a) 
 
 constexpr int kReduceColumns = 32;
 constexpr int kReduceRows = 8;
+constexpr int kReduceThreads = kReduceColumns * kReduceRows;
 
 // dweight_c and dbias from the per-sequence sums (4, B, dirs·H): the sum over the batch.
 // Work split: a block per 32 columns and parameter (blockIdx.y: dv_f, dv_r, db_f, db_r); row ty of
@@ -288,12 +290,11 @@ constexpr int kReduceRows = 8;
 // result depends on the shape alone. Traffic: each partial sum once. Launch: (32, 8) threads,
 // 2 kB of shared memory.
 template <class T>
-__global__ void __launch_bounds__(kReduceColumns * kReduceRows)
+__global__ void __launch_bounds__(kReduceThreads)
     sru_reduce_kernel(Dims dims, const state_t<T>* partial, T* dweight_c, T* dbias) {
   PENSTOCK_SHARED_MEMORY(double, sums);
   const std::int64_t width = dims.width();
-  const std::int64_t column =
-      static_cast<std::int64_t>(blockIdx.x) * kReduceColumns + threadIdx.x;
+  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kReduceColumns + threadIdx.x;
   const std::int64_t parameter = blockIdx.y;
   const int lane = static_cast<int>(threadIdx.y * kReduceColumns + threadIdx.x);
   double sum = 0.0;
@@ -309,8 +310,7 @@ __global__ void __launch_bounds__(kReduceColumns * kReduceRows)
   T* out = parameter < 2 ? dweight_c : dbias;
   if (out == nullptr) return;
   const std::int64_t dir = column / dims.hidden, channel = column % dims.hidden;
-  out[(dir * 2 + parameter % 2) * dims.hidden + channel] =
-      narrow<T>(static_cast<state_t<T>>(sum));
+  out[(dir * 2 + parameter % 2) * dims.hidden + channel] = narrow<T>(static_cast<state_t<T>>(sum));
 }
 
 /// All channels and both directions in one group: one product, one launch.
@@ -371,7 +371,7 @@ void reduce_params(const Context& ctx, const Dims& d, const void* dparams, void*
     LaunchShape shape = one_thread_each(d.width(), kReduceColumns);
     shape.grid.y = 4;
     shape.block = dim3(kReduceColumns, kReduceRows);
-    shape.shared_bytes = kReduceColumns * kReduceRows * sizeof(double);
+    shape.shared_bytes = kReduceThreads * sizeof(double);
     launch(ctx, "sru_reduce", sru_reduce_kernel<T>, shape, d,
            static_cast<const state_t<T>*>(dparams), static_cast<T*>(dweight_c),
            static_cast<T*>(dbias));

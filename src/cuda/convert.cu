@@ -26,7 +26,8 @@ Layout simplify(const TensorView& src, const TensorView& dst) {
     const std::int64_t n = src.shape[axis];
     if (n == 1) continue;
     const int last = l.rank - 1;
-    if (l.rank > 0 && l.from[last] == src.strides[axis] * n && l.to[last] == dst.strides[axis] * n) {
+    if (l.rank > 0 && l.from[last] == src.strides[axis] * n &&
+        l.to[last] == dst.strides[axis] * n) {
       l.n[last] *= n;
       l.from[last] = src.strides[axis];
       l.to[last] = dst.strides[axis];
@@ -45,13 +46,21 @@ __device__ __forceinline__ To cast(From v) {
   return static_cast<To>(v);
 }
 template <>
-__device__ __forceinline__ float cast(__half v) { return widen(v); }
+__device__ __forceinline__ float cast(__half v) {
+  return widen(v);
+}
 template <>
-__device__ __forceinline__ float cast(__nv_bfloat16 v) { return widen(v); }
+__device__ __forceinline__ float cast(__nv_bfloat16 v) {
+  return widen(v);
+}
 template <>
-__device__ __forceinline__ __half cast(float v) { return narrow<__half>(v); }
+__device__ __forceinline__ __half cast(float v) {
+  return narrow<__half>(v);
+}
 template <>
-__device__ __forceinline__ __nv_bfloat16 cast(float v) { return narrow<__nv_bfloat16>(v); }
+__device__ __forceinline__ __nv_bfloat16 cast(float v) {
+  return narrow<__nv_bfloat16>(v);
+}
 
 // dst = src with conversion.
 // Work split: one element per thread and turn, threads stride over the grid; neighbours in the last
@@ -81,8 +90,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class From, class To>
 void convert_as(const Context& ctx, const TensorView& src, const TensorView& dst) {
   const std::int64_t count = src.numel();
-  launch(ctx, "convert", convert_kernel<From, To>, grid_stride(count, kThreads),
-         simplify(src, dst), count, static_cast<const From*>(src.data), static_cast<To*>(dst.data));
+  launch(ctx, "convert", convert_kernel<From, To>, grid_stride(count, kThreads), simplify(src, dst),
+         count, static_cast<const From*>(src.data), static_cast<To*>(dst.data));
 }
 
 // Zero the rows of x (rows, width) whose step is padding.
@@ -103,7 +112,8 @@ void zero_padded_as(const Context& ctx, void* x, std::int64_t steps, std::int64_
                     std::int64_t width, const Padding& padding) {
   const std::int64_t rows = steps * batch;
   LaunchShape shape = grid_stride(rows, 1);
-  shape.block = dim3(static_cast<unsigned>(std::min<std::int64_t>(kThreads, (width + 31) / 32 * 32)));
+  shape.block =
+      dim3(static_cast<unsigned>(std::min<std::int64_t>(kThreads, (width + 31) / 32 * 32)));
   launch(ctx, "zero_padded", zero_padded_kernel<Element>, shape, static_cast<Element*>(x), rows,
          batch, width, padding);
 }

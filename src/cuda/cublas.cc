@@ -3,7 +3,6 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
-#include <vector>
 
 namespace penstock::cuda {
 namespace {
@@ -89,15 +88,14 @@ Loaded load() {
   Loaded l;
   void* library = open_library(&l.why);
   Cublas& t = l.table;
-  l.usable =
-      library != nullptr && resolve(library, "cublasCreate_v2", &t.create, &l.why) &&
-      resolve(library, "cublasDestroy_v2", &t.destroy, &l.why) &&
-      resolve(library, "cublasSetStream_v2", &t.set_stream, &l.why) &&
-      resolve(library, "cublasSetWorkspace_v2", &t.set_workspace, &l.why) &&
-      resolve(library, "cublasSetMathMode", &t.set_math_mode, &l.why) &&
-      resolve(library, "cublasGemmEx_64", &t.gemm, &l.why) &&
-      resolve(library, "cublasGemmStridedBatchedEx_64", &t.gemm_strided_batched, &l.why) &&
-      resolve(library, "cublasGetStatusString", &t.status_string, &l.why);
+  l.usable = library != nullptr && resolve(library, "cublasCreate_v2", &t.create, &l.why) &&
+             resolve(library, "cublasDestroy_v2", &t.destroy, &l.why) &&
+             resolve(library, "cublasSetStream_v2", &t.set_stream, &l.why) &&
+             resolve(library, "cublasSetWorkspace_v2", &t.set_workspace, &l.why) &&
+             resolve(library, "cublasSetMathMode", &t.set_math_mode, &l.why) &&
+             resolve(library, "cublasGemmEx_64", &t.gemm, &l.why) &&
+             resolve(library, "cublasGemmStridedBatchedEx_64", &t.gemm_strided_batched, &l.why) &&
+             resolve(library, "cublasGetStatusString", &t.status_string, &l.why);
   return l;
 }
 

@@ -91,8 +91,8 @@ void prepare_device(int index) {
   check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
   if (index < 0 || index >= count) {
     throw Error(ErrorCode::kValue, "CUDA: device: expected an index below " +
-                                       std::to_string(count) + " (actual: " +
-                                       std::to_string(index) + ")");
+                                       std::to_string(count) +
+                                       " (actual: " + std::to_string(index) + ")");
   }
   cudaDeviceProp p;
   check(cudaGetDeviceProperties(&p, index), "cudaGetDeviceProperties");
@@ -114,13 +114,20 @@ void for_each_item(const Context&, std::int64_t n, double, ItemFunction fn, void
 
 const Backend& backend() {
   static const Backend table = {
-      kBackendAbi,        "cuda",
-      DeviceType::kCuda,  /*host_accessible=*/false,
-      /*alignment=*/256,  &compute_dtype,
-      &gemm_workspace_bytes, &device_count,
-      &prepare_device,       &gemm_with_workspace,
-      &convert,              &fill_zero,
-      &zero_padded,          &for_each_item,
+      kBackendAbi,
+      "cuda",
+      DeviceType::kCuda,
+      /*host_accessible=*/false,
+      /*alignment=*/256,
+      &compute_dtype,
+      &gemm_workspace_bytes,
+      &device_count,
+      &prepare_device,
+      &gemm_with_workspace,
+      &convert,
+      &fill_zero,
+      &zero_padded,
+      &for_each_item,
       &cell_kernels,
   };
   return table;

@@ -126,12 +126,12 @@ void gemm(const Context& ctx, const GemmArgs& g, std::size_t workspace_bytes) {
                         g.lda, beta, g.c, type, g.ldc, compute, kCublasGemmDefault),
                  "cublasGemmEx");
   } else {
-    check_cublas(t,
-                 t.gemm_strided_batched(h.handle, op_b, op_a, g.n, g.m, g.k, alpha, g.b, type,
-                                        g.ldb, g.stride_b, g.a, type, g.lda, g.stride_a, beta, g.c,
-                                        type, g.ldc, g.stride_c, g.batch, compute,
-                                        kCublasGemmDefault),
-                 "cublasGemmStridedBatchedEx");
+    check_cublas(
+        t,
+        t.gemm_strided_batched(h.handle, op_b, op_a, g.n, g.m, g.k, alpha, g.b, type, g.ldb,
+                               g.stride_b, g.a, type, g.lda, g.stride_a, beta, g.c, type, g.ldc,
+                               g.stride_c, g.batch, compute, kCublasGemmDefault),
+        "cublasGemmStridedBatchedEx");
   }
 }
 

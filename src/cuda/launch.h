@@ -90,8 +90,8 @@ void launch(const Context& ctx, const char* name, void (*kernel)(Parameters...),
 
 /// Declare `name`, a pointer to the launch's dynamic shared memory. At most once per kernel.
 #if defined(__CUDACC__)
-#define PENSTOCK_SHARED_MEMORY(T, name)                                       \
-  extern __shared__ __align__(16) unsigned char penstock_shared_memory[];     \
+#define PENSTOCK_SHARED_MEMORY(T, name)                                   \
+  extern __shared__ __align__(16) unsigned char penstock_shared_memory[]; \
   T* name = reinterpret_cast<T*>(penstock_shared_memory)
 #else
 #define PENSTOCK_SHARED_MEMORY(T, name) \

@@ -44,8 +44,8 @@ void cell_as(T site, std::int64_t n, const tests::CellArrays<T>& a) {
     const auto f = sru_cell::forward<A, V>(in, p, get(a.c_prev));
     f.c.store(a.c_out + i, lanes);
     f.h.store(a.h_out + i, lanes);
-    const auto b = sru_cell::backward<A, V>(in, p, get(a.c_prev), get(a.c), get(a.dh), get(a.dc),
-                                            V(site));
+    const auto b =
+        sru_cell::backward<A, V>(in, p, get(a.c_prev), get(a.c), get(a.dh), get(a.dc), V(site));
     b.du0.store(a.du0 + i, lanes);
     b.du1.store(a.du1 + i, lanes);
     b.du2.store(a.du2 + i, lanes);
@@ -70,8 +70,8 @@ const tests::CellProbe& cell_probe() {
   static constexpr tests::CellProbe probe = {
       {Vec<float>::kSize, &exp_of<float>, &sigmoid_of<float>, &tanh_of<float>, &sum_of<float>,
        &cell<float>},
-      {Vec<double>::kSize, &exp_of<double>, &sigmoid_of<double>, &tanh_of<double>,
-       &sum_of<double>, &cell<double>}};
+      {Vec<double>::kSize, &exp_of<double>, &sigmoid_of<double>, &tanh_of<double>, &sum_of<double>,
+       &cell<double>}};
   return probe;
 }
 

@@ -32,9 +32,15 @@ struct CellProbe {
 }  // namespace penstock::tests
 
 namespace penstock::cpu {
-namespace isa_base { const tests::CellProbe& cell_probe(); }
+namespace isa_base {
+const tests::CellProbe& cell_probe();
+}
 #if defined(__x86_64__)
-namespace isa_avx2 { const tests::CellProbe& cell_probe(); }
-namespace isa_avx512 { const tests::CellProbe& cell_probe(); }
+namespace isa_avx2 {
+const tests::CellProbe& cell_probe();
+}
+namespace isa_avx512 {
+const tests::CellProbe& cell_probe();
+}
 #endif
 }  // namespace penstock::cpu

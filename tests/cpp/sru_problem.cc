@@ -43,14 +43,14 @@ std::string SruShape::words() const {
   };
   return "T=" + std::to_string(steps) + " B=" + std::to_string(batch) +
          " D=" + std::to_string(input) + " H=" + std::to_string(hidden) +
-         " K=" + std::to_string(blocks) + " direction=" +
-         std::to_string(static_cast<int>(direction)) + " activation=" +
-         std::to_string(static_cast<int>(activation)) + " site=" +
-         std::to_string(static_cast<int>(mask_site)) + " layout=" +
-         std::to_string(static_cast<int>(layout)) + flag(!skip, "no-skip") +
+         " K=" + std::to_string(blocks) +
+         " direction=" + std::to_string(static_cast<int>(direction)) +
+         " activation=" + std::to_string(static_cast<int>(activation)) +
+         " site=" + std::to_string(static_cast<int>(mask_site)) +
+         " layout=" + std::to_string(static_cast<int>(layout)) + flag(!skip, "no-skip") +
          flag(!weight_c, "no-v") + flag(c0, "c0") + flag(mask_pad, "pad") +
-         flag(lengths, "lengths") + flag(mask_c, "mask") + flag(x_skip, "x_skip") + flag(!dy, "no-dy") +
-         flag(!dc_last, "no-dc");
+         flag(lengths, "lengths") + flag(mask_c, "mask") + flag(x_skip, "x_skip") +
+         flag(!dy, "no-dy") + flag(!dc_last, "no-dc");
 }
 
 SruValues random_values(const SruShape& s, DataType dtype, std::uint64_t seed) {
@@ -80,8 +80,8 @@ SruValues random_values(const SruShape& s, DataType dtype, std::uint64_t seed) {
   if (s.x_skip) v.x_skip = numbers.take(rows * w);
   if (s.dy) v.dy = numbers.take(rows * w);
   if (s.dc_last) v.dc_last = numbers.take(s.batch * w);
-  for (Values* values : {&v.x, &v.weight, &v.weight_c, &v.bias, &v.c0, &v.mask_c, &v.x_skip,
-                         &v.dy, &v.dc_last}) {
+  for (Values* values :
+       {&v.x, &v.weight, &v.weight_c, &v.bias, &v.c0, &v.mask_c, &v.x_skip, &v.dy, &v.dc_last}) {
     round_to(dtype, values);
   }
   for (std::int64_t t = 0; t < s.steps; ++t) {
@@ -170,8 +170,7 @@ SruResults reference(const SruShape& s, const SruValues& v) {
           const double dr = dh * (m * a - n * x) * gate * (1.0 - gate);
           const double dskip = dh * (1.0 - gate * n);
           if (s.mask_c) {
-            r.dmask_c[at(column)] +=
-                dh * gate * (s.mask_site == MaskSite::kOutput ? a - x : a);
+            r.dmask_c[at(column)] += dh * gate * (s.mask_site == MaskSite::kOutput ? a - x : a);
           }
           r.dweight_c[at(param)] += df * before;
           r.dweight_c[at(param + h)] += dr * before;
@@ -259,8 +258,8 @@ SruCall::SruCall(const Context& ctx, const SruShape& s, const SruValues& v, Data
 }
 
 SruResults SruCall::results() const {
-  return {y.get(),         c_last.get(), dx.get(),  dweight.get(),
-          dweight_c.get(), dbias.get(),  dc0.get(), dmask_c.get(), dx_skip.get()};
+  return {y.get(),     c_last.get(), dx.get(),      dweight.get(), dweight_c.get(),
+          dbias.get(), dc0.get(),    dmask_c.get(), dx_skip.get()};
 }
 
 std::vector<const Array*> SruCall::outputs() const {

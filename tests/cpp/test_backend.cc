@@ -29,8 +29,7 @@ std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 /// One product against a triple loop. Matrices have gaps between rows and between batch items, and
 /// what lies there must stay.
 void check_gemm(const Context& ctx, DataType dtype, bool trans_a, bool trans_b, std::int64_t m,
-                std::int64_t n, std::int64_t k, double beta, std::int64_t batch,
-                std::int64_t gap) {
+                std::int64_t n, std::int64_t k, double beta, std::int64_t batch, std::int64_t gap) {
   const Backend& backend = ctx.backend();
   Numbers numbers(static_cast<std::uint64_t>(m * 31 + n * 7 + k));
   const std::int64_t a_rows = trans_a ? k : m, a_columns = trans_a ? m : k;
@@ -89,10 +88,10 @@ void check_gemm(const Context& ctx, DataType dtype, bool trans_a, bool trans_b, 
   g.c = c.view().data;
   backend.gemm(ctx, g);
   const auto got = c.get();
-  const double unit = dtype == DataType::kFloat64    ? 1e-15
-                      : dtype == DataType::kFloat32  ? 1e-6
-                      : dtype == DataType::kFloat16  ? 1e-3
-                                                     : 8e-3;
+  const double unit = dtype == DataType::kFloat64   ? 1e-15
+                      : dtype == DataType::kFloat32 ? 1e-6
+                      : dtype == DataType::kFloat16 ? 1e-3
+                                                    : 8e-3;
   for (std::size_t i = 0; i < got.size(); ++i) {
     ASSERT_LE(std::abs(got[i] - expected[i]), 2.0 * unit * magnitude)
         << name_of(dtype) << " m=" << m << " n=" << n << " k=" << k << " ta=" << trans_a
@@ -101,8 +100,8 @@ void check_gemm(const Context& ctx, DataType dtype, bool trans_a, bool trans_b, 
 }
 
 TEST_P(OnBackend, GemmAgreesWithTripleLoop) {
-  const std::int64_t sizes[][3] = {{1, 1, 1},   {2, 3, 4},    {4, 9, 17}, {5, 8, 3},
-                                   {33, 65, 7}, {70, 19, 80}, {1, 64, 64}, {64, 1, 33},
+  const std::int64_t sizes[][3] = {{1, 1, 1},   {2, 3, 4},     {4, 9, 17},  {5, 8, 3},
+                                   {33, 65, 7}, {70, 19, 80},  {1, 64, 64}, {64, 1, 33},
                                    {3, 4, 0},   {130, 100, 70}};
   for (DataType dtype : kTypes) {
     if (backend().compute_dtype(dtype) != dtype) continue;  // never asked for
@@ -133,15 +132,15 @@ TEST_P(OnBackend, GemmOfNothingDoesNothing) {
 
 TEST_P(OnBackend, ConvertTakesAnyStrides) {
   const std::pair<DataType, DataType> pairs[] = {
-      {DataType::kFloat32, DataType::kFloat32},   {DataType::kFloat64, DataType::kFloat64},
-      {DataType::kFloat16, DataType::kFloat16},   {DataType::kBFloat16, DataType::kBFloat16},
-      {DataType::kFloat16, DataType::kFloat32},   {DataType::kFloat32, DataType::kFloat16},
-      {DataType::kBFloat16, DataType::kFloat32},  {DataType::kFloat32, DataType::kBFloat16},
-      {DataType::kUInt8, DataType::kUInt8},       {DataType::kBool, DataType::kUInt8},
+      {DataType::kFloat32, DataType::kFloat32},  {DataType::kFloat64, DataType::kFloat64},
+      {DataType::kFloat16, DataType::kFloat16},  {DataType::kBFloat16, DataType::kBFloat16},
+      {DataType::kFloat16, DataType::kFloat32},  {DataType::kFloat32, DataType::kFloat16},
+      {DataType::kBFloat16, DataType::kFloat32}, {DataType::kFloat32, DataType::kBFloat16},
+      {DataType::kUInt8, DataType::kUInt8},      {DataType::kBool, DataType::kUInt8},
       {DataType::kInt64, DataType::kInt64},
   };
-  const Shape shapes[] = {{}, {1}, {7}, {3, 1, 5}, {4, 5}, {2, 3, 4}, {2, 3, 4, 5}, {3, 0, 2},
-                          {1, 300, 2}};
+  const Shape shapes[] = {{},        {1},          {7},       {3, 1, 5},  {4, 5},
+                          {2, 3, 4}, {2, 3, 4, 5}, {3, 0, 2}, {1, 300, 2}};
   for (const auto& [from, to] : pairs) {
     for (const Shape& shape : shapes) {
       for (Layout source :
@@ -185,9 +184,9 @@ TEST_P(OnBackend, ConvertRefusesOtherPairs) {
 }
 
 TEST_P(OnBackend, HalfConversionsKeepSpecialValues) {
-  const std::vector<double> values = {0.0,      -0.0,     1.0,     65504.0, 65519.0, 65520.0,
-                                      1e30,     INFINITY, -INFINITY, 6e-8,  3e-8,    2e-8,
-                                      6.1e-5,   -6.1e-5,  0.1,     3.3895e38, 1.00048828125};
+  const std::vector<double> values = {0.0,    -0.0,     1.0,       65504.0,   65519.0,      65520.0,
+                                      1e30,   INFINITY, -INFINITY, 6e-8,      3e-8,         2e-8,
+                                      6.1e-5, -6.1e-5,  0.1,       3.3895e38, 1.00048828125};
   const auto n = static_cast<std::int64_t>(values.size());
   for (DataType half : {DataType::kFloat16, DataType::kBFloat16}) {
     const Array wide(DataType::kFloat32, {n}, values);

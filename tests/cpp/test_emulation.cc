@@ -125,8 +125,7 @@ TEST(Emulation, MeetingAtTwoBarriersIsAFault) {
     launch(Context::cpu(), "split", split_kernel, shape_of(dim3(2), dim3(32)));
     ADD_FAILURE() << "no error";
   } catch (const Error& e) {
-    EXPECT_STREQ(e.what(),
-                 "CUDA: split: unspecified launch failure (cudaErrorLaunchFailure)");
+    EXPECT_STREQ(e.what(), "CUDA: split: unspecified launch failure (cudaErrorLaunchFailure)");
   }
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
 }
@@ -167,8 +166,8 @@ TEST(Emulation, LaunchLimitsGiveTheRuntimesErrors) {
       EXPECT_NE(std::string(e.what()).find(c.name), std::string::npos) << e.what();
     }
   }
-  EXPECT_NO_THROW(launch(Context::cpu(), "nothing", nothing_kernel,
-                         shape_of(dim3(2), dim3(1024), 48 * 1024)));
+  EXPECT_NO_THROW(
+      launch(Context::cpu(), "nothing", nothing_kernel, shape_of(dim3(2), dim3(1024), 48 * 1024)));
 }
 
 TEST(Emulation, MoreItemsThanALaunchHoldsAreRefused) {

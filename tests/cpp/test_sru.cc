@@ -42,7 +42,7 @@ double error(const Values& a, const Values& b) {
 
 struct Named {
   const char* name;
-  const Values SruResults::*values;
+  const Values SruResults::* values;
   double factor;
 };
 constexpr Named kResults[] = {
@@ -72,7 +72,7 @@ std::vector<SruShape> shapes() {
     change(s);
     all.push_back(s);
   };
-  const std::int64_t sizes[][4] = {{1, 1, 1, 1},  {1, 3, 4, 5},   {7, 1, 3, 50}, {5, 3, 8, 33},
+  const std::int64_t sizes[][4] = {{1, 1, 1, 1},  {1, 3, 4, 5},  {7, 1, 3, 50},  {5, 3, 8, 33},
                                    {13, 2, 5, 7}, {4, 70, 2, 3}, {31, 2, 3, 65}, {3, 2, 9, 130}};
   for (const auto& n : sizes) {
     for (Direction direction :
@@ -195,8 +195,8 @@ TEST(SruReference, GradientsAreFiniteDifferences) {
       };
       const SruResults r = reference(s, v);
       const std::pair<Values*, const Values*> pairs[] = {
-          {&v.x, &r.dx},       {&v.weight, &r.dweight}, {&v.weight_c, &r.dweight_c},
-          {&v.bias, &r.dbias}, {&v.c0, &r.dc0},         {&v.mask_c, &r.dmask_c},
+          {&v.x, &r.dx},          {&v.weight, &r.dweight}, {&v.weight_c, &r.dweight_c},
+          {&v.bias, &r.dbias},    {&v.c0, &r.dc0},         {&v.mask_c, &r.dmask_c},
           {&v.x_skip, &r.dx_skip}};
       for (const auto& [values, gradient] : pairs) {
         Values numeric(values->size());
@@ -323,7 +323,8 @@ TEST_P(Sru, InputsAreNotWritten) {
   }
 }
 
-// ---- arguments that are wrong ----------------------------------------------------------------------
+// ---- arguments that are wrong
+// ----------------------------------------------------------------------
 
 struct Wrong {
   const char* argument;
@@ -375,10 +376,12 @@ TEST_P(Sru, WrongForwardArgumentsAreRefused) {
       {"bias", ErrorCode::kValue, [](SruCall& c) { --c.forward.bias.shape[1]; }},
       {"weight_c", ErrorCode::kValue, [](SruCall& c) { --c.forward.weight_c.shape[2]; }},
       {"c0", ErrorCode::kValue, [](SruCall& c) { c.forward.c0 = shorter(c.forward.c0); }},
-      {"mask_c", ErrorCode::kValue, [](SruCall& c) { c.forward.mask_c = shorter(c.forward.mask_c); }},
+      {"mask_c", ErrorCode::kValue,
+       [](SruCall& c) { c.forward.mask_c = shorter(c.forward.mask_c); }},
       {"mask_pad", ErrorCode::kType,
        [](SruCall& c) { c.forward.mask_pad.dtype = DataType::kFloat32; }},
-      {"lengths", ErrorCode::kType, [](SruCall& c) { c.forward.lengths.dtype = DataType::kFloat32; }},
+      {"lengths", ErrorCode::kType,
+       [](SruCall& c) { c.forward.lengths.dtype = DataType::kFloat32; }},
       {"lengths", ErrorCode::kValue, [](SruCall& c) { c.lengths.set({1, 6, 2}); }},
       {"lengths", ErrorCode::kValue, [](SruCall& c) { c.lengths.set({1, -1, 2}); }},
       {"y", ErrorCode::kValue, [](SruCall& c) { c.forward.y = TensorView(); }},
@@ -422,9 +425,11 @@ TEST_P(Sru, WrongBackwardArgumentsAreRefused) {
   const Wrong cases[] = {
       {"reserve", ErrorCode::kValue, [](SruCall& c) { c.backward.reserve = TensorView(); }},
       {"dy", ErrorCode::kValue, [](SruCall& c) { c.backward.dy = shorter(c.backward.dy); }},
-      {"dc_last", ErrorCode::kType, [](SruCall& c) { c.backward.dc_last.dtype = DataType::kFloat64; }},
+      {"dc_last", ErrorCode::kType,
+       [](SruCall& c) { c.backward.dc_last.dtype = DataType::kFloat64; }},
       {"dx", ErrorCode::kValue, [](SruCall& c) { c.backward.dx = TensorView(); }},
-      {"dweight", ErrorCode::kBuffer, [](SruCall& c) { c.backward.dweight.data = c.backward.dx.data; }},
+      {"dweight", ErrorCode::kBuffer,
+       [](SruCall& c) { c.backward.dweight.data = c.backward.dx.data; }},
       {"dbias", ErrorCode::kBuffer,
        [](SruCall& c) { c.backward.dbias.data = c.backward.dweight_c.data; }},
       {"dc0", ErrorCode::kValue, [](SruCall& c) { c.backward.dc0 = shorter(c.backward.dc0); }},

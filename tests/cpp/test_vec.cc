@@ -150,20 +150,22 @@ void check_cell(double bound) {
     for (T site : {T(0), T(1)}) {
       std::vector<std::vector<T>> out(8, std::vector<T>(static_cast<std::size_t>(n), T(NAN)));
       const CellArrays<T> arrays = {
-          in[0].data(),  in[1].data(),  in[2].data(),  in[3].data(),  in[4].data(), in[5].data(),
+          in[0].data(),  in[1].data(),  in[2].data(),  in[3].data(),  in[4].data(),  in[5].data(),
           in[6].data(),  in[7].data(),  in[8].data(),  in[9].data(),  in[10].data(), in[11].data(),
           in[12].data(), in[13].data(), out[0].data(), out[1].data(), out[2].data(), out[3].data(),
           out[4].data(), out[5].data(), out[6].data(), out[7].data()};
       probe_of<T>(*all).cell(A, site, n, arrays);
       for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
-        const auto wide = [&](int k) { return static_cast<double>(in[static_cast<std::size_t>(k)][i]); };
-        const sru_cell::Inputs<double> inputs = {wide(0), wide(1), wide(2), wide(3), wide(4), wide(5)};
+        const auto wide = [&](int k) {
+          return static_cast<double>(in[static_cast<std::size_t>(k)][i]);
+        };
+        const sru_cell::Inputs<double> inputs = {wide(0), wide(1), wide(2),
+                                                 wide(3), wide(4), wide(5)};
         const sru_cell::Parameters<double> p = {wide(6), wide(7), wide(8), wide(9)};
         const auto f = sru_cell::forward<A, double>(inputs, p, wide(10));
         const auto b = sru_cell::backward<A, double>(inputs, p, wide(10), wide(11), wide(12),
                                                      wide(13), static_cast<double>(site));
-        const double expected[] = {f.c,   f.h,     b.du0,   b.du1,
-                                   b.du2, b.dskip, b.dmask, b.dc_prev};
+        const double expected[] = {f.c, f.h, b.du0, b.du1, b.du2, b.dskip, b.dmask, b.dc_prev};
         for (std::size_t k = 0; k < 8; ++k) {
           // Terms are up to a few hundred before they cancel.
           ASSERT_NEAR(static_cast<double>(out[k][i]), expected[k], 300.0 * bound)

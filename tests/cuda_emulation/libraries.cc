@@ -57,9 +57,13 @@ T narrow(S v) {
   return static_cast<T>(v);
 }
 template <>
-cpu::Float16 narrow(float v) { return cpu::Float16::from(v); }
+cpu::Float16 narrow(float v) {
+  return cpu::Float16::from(v);
+}
 template <>
-cpu::BFloat16 narrow(float v) { return cpu::BFloat16::from(v); }
+cpu::BFloat16 narrow(float v) {
+  return cpu::BFloat16::from(v);
+}
 
 struct Product {
   bool trans_a, trans_b;
@@ -105,8 +109,8 @@ int gemm_strided_batched(CublasHandle handle, int trans_a, int trans_b, std::int
   if (handle == nullptr || !handle->stream_set || handle->workspace == nullptr) {
     return kNotInitialized;
   }
-  const Product p = {trans_a == kCublasOpT, trans_b == kCublasOpT, m, n, k, lda, ldb, ldc,
-                     alpha, beta};
+  const Product p = {
+      trans_a == kCublasOpT, trans_b == kCublasOpT, m, n, k, lda, ldb, ldc, alpha, beta};
   const auto least = [](std::int64_t rows) { return rows > 1 ? rows : std::int64_t{1}; };
   if (m < 0 || n < 0 || k < 0 || batch < 0 || lda < least(p.trans_a ? k : m) ||
       ldb < least(p.trans_b ? n : k) || ldc < least(m)) {
@@ -155,9 +159,8 @@ const char* status_string(int status) {
 }  // namespace
 
 const Cublas* cublas(std::string*) {
-  static const Cublas table = {&create,        &destroy,       &set_stream,
-                               &set_workspace, &set_math_mode, &gemm,
-                               &gemm_strided_batched,          &status_string};
+  static const Cublas table = {&create,        &destroy, &set_stream,           &set_workspace,
+                               &set_math_mode, &gemm,    &gemm_strided_batched, &status_string};
   return &table;
 }
 

@@ -94,9 +94,10 @@ class Block {
 
   static bool same_place(const Waiter& a, const Waiter& b) {
     if (a.line == b.line && std::strcmp(a.file, b.file) == 0) return true;
-    std::fprintf(stderr, "cuda_emulation: threads of block (%u, %u, %u) meet at two barriers: "
-                 "%s:%d and %s:%d\n", blockIdx.x, blockIdx.y, blockIdx.z, a.file, a.line,
-                 b.file, b.line);
+    std::fprintf(stderr,
+                 "cuda_emulation: threads of block (%u, %u, %u) meet at two barriers: "
+                 "%s:%d and %s:%d\n",
+                 blockIdx.x, blockIdx.y, blockIdx.z, a.file, a.line, b.file, b.line);
     return false;
   }
 
@@ -181,7 +182,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, void (*body)(void*), void
   for (const std::uint64_t i : order) {
     const std::uint64_t plane = std::uint64_t{grid.x} * grid.y;
     blockIdx = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i % plane / grid.x),
-                  static_cast<unsigned>(i / plane)};
+                static_cast<unsigned>(i / plane)};
     // A new allocation for each block, so that a sanitizer sees its bounds.
     block->shared = std::vector<unsigned char>(config.dynamicSmemBytes, 0xff);
     together = block->run(config.blockDim, body, user, shuffled) && together;

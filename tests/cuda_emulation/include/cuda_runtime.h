@@ -14,7 +14,8 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
-// ---- coordinates ---------------------------------------------------------------------------------
+// ---- coordinates
+// ---------------------------------------------------------------------------------
 struct uint3 {
   unsigned x, y, z;
 };
@@ -29,7 +30,8 @@ inline thread_local uint3 blockIdx = {};
 inline thread_local dim3 blockDim = {};
 inline thread_local dim3 gridDim = {};
 
-// ---- errors (values of the real runtime) ---------------------------------------------------------
+// ---- errors (values of the real runtime)
+// ---------------------------------------------------------
 enum cudaError_t : int {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
@@ -43,7 +45,8 @@ const char* cudaGetErrorString(cudaError_t);
 const char* cudaGetErrorName(cudaError_t);
 cudaError_t cudaGetLastError();
 
-// ---- devices: one --------------------------------------------------------------------------------
+// ---- devices: one
+// --------------------------------------------------------------------------------
 struct cudaDeviceProp {
   char name[256];
   int major, minor;
@@ -55,14 +58,16 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp*, int);
 cudaError_t cudaDriverGetVersion(int*);
 cudaError_t cudaRuntimeGetVersion(int*);
 
-// ---- memory --------------------------------------------------------------------------------------
+// ---- memory
+// --------------------------------------------------------------------------------------
 using cudaStream_t = struct CUstream_st*;
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t);
 cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream_t);
 
-// ---- launch --------------------------------------------------------------------------------------
+// ---- launch
+// --------------------------------------------------------------------------------------
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;
@@ -105,7 +110,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       &launch);
 }
 
-// ---- device functions ----------------------------------------------------------------------------
+// ---- device functions
+// ----------------------------------------------------------------------------
 #define __syncthreads() ::cuda_emulation::block_barrier(__FILE__, __LINE__)
 
 template <class T>
