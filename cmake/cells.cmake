@@ -41,7 +41,7 @@ function(penstock_enable_amx source)
   check_cxx_compiler_flag("${joined}" PENSTOCK_COMPILER_HAS_AMX)
   if(PENSTOCK_COMPILER_HAS_AMX)
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-      list(APPEND flags -Wno-maybe-uninitialized)  # false positives inside GCC's own headers
+      list(APPEND flags -Wno-uninitialized -Wno-maybe-uninitialized)  # false positives inside GCC's own headers
     endif()
     set_source_files_properties(${source} PROPERTIES
       COMPILE_DEFINITIONS PENSTOCK_AMX COMPILE_OPTIONS "${flags}")

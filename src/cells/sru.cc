@@ -223,6 +223,17 @@ class Call {
     mask_c_ = in_.mask_c.given() ? contiguous(in_.mask_c, dims_.compute) : nullptr;
     if (plan_.pack_weight) {
       packed_weight_ = carver_.take(weight_bytes());
+      const Backend& backend = ctx_.backend();
+      const Group widest = group(0);
+      operand_bytes_ = backend.packed_b_bytes == nullptr
+                           ? 0
+                           : std::max(backend.packed_b_bytes(dims_.compute, widest.columns,
+                                                             dims_.input),
+                                      backend.packed_b_bytes(dims_.compute, dims_.input,
+                                                             widest.columns));
+      operand_bytes_ = (operand_bytes_ + backend.alignment - 1) / backend.alignment *
+                       backend.alignment;
+      operands_ = carver_.take(operand_bytes_ * static_cast<std::size_t>(groups_));
     } else {
       weight_ = contiguous(in_.weight, dims_.compute);
     }
@@ -248,10 +259,25 @@ class Call {
     return TensorView(at(packed, g.offset * dims_.input, compute_size()), dims_.compute,
                       {dims_.blocks, g.channels, dims_.input}, ctx_.device());
   }
-  void pack(const Group& g) const {
-    if (plan_.pack_weight) {
-      ctx_.backend().convert(ctx_, rows_of(in_.weight, g), packed_rows(packed_weight_, g));
-    }
+  /// Copy the group's rows of the weight next to each other and, where the backend has a form of
+  /// its own for what products share, into that: for u = x · weight^T if `transposed`, else for
+  /// dx = du · weight.
+  void pack(std::int64_t i, const Group& g, bool transposed) const {
+    if (!plan_.pack_weight) return;
+    ctx_.backend().convert(ctx_, rows_of(in_.weight, g), packed_rows(packed_weight_, g));
+    if (operand_bytes_ == 0) return;
+    GemmArgs product = gemm_args();
+    product.trans_b = transposed;
+    product.n = transposed ? g.columns : dims_.input;
+    product.k = transposed ? dims_.input : g.columns;
+    product.b = at(packed_weight_, g.offset * dims_.input, compute_size());
+    product.ldb = dims_.input;
+    ctx_.backend().pack_b(ctx_, product, operand(i));
+  }
+  void* operand(std::int64_t i) const {
+    return operand_bytes_ == 0
+               ? nullptr
+               : static_cast<char*>(operands_) + static_cast<std::size_t>(i) * operand_bytes_;
   }
 
   /// Where a group's rows lie in a (dirs, K·H, D) array: `segments` runs of `rows` rows.
@@ -328,6 +354,8 @@ class Call {
   const void* skip_ = nullptr;  // what the skip term reads, if dims_.skip_from_x
   const void* weight_ = nullptr;
   void* packed_weight_ = nullptr;
+  std::size_t operand_bytes_ = 0;  // of each group's operand in the backend's form
+  void* operands_ = nullptr;
   const void* weight_c_ = nullptr;
   const void* bias_ = nullptr;
   const void* mask_c_ = nullptr;
@@ -365,7 +393,7 @@ class ForwardCall : public Call {
       c_all_ = reserve.take(c_bytes());
     }
     if (dims_.rows() > 0) {
-      for_each(ctx_, groups_, product_work(), [this](std::int64_t i) { run_group(group(i)); });
+      for_each(ctx_, groups_, product_work(), [this](std::int64_t i) { run_group(i); });
     }
     if (y_ != args_.y.data) {
       ctx_.backend().convert(ctx_, like(args_.y, y_, dims_.compute), args_.y);
@@ -380,8 +408,9 @@ class ForwardCall : public Call {
     return std::min(plan_.chunk_steps, dims_.steps) * dims_.batch;
   }
 
-  void run_group(const Group& g) const {
-    pack(g);
+  void run_group(std::int64_t i) const {
+    const Group g = group(i);
+    pack(i, g, /*transposed=*/true);
     const Rows w = rows(g);
     for (std::int64_t s = 0; s < dims_.steps; s += plan_.chunk_steps) {
       const std::int64_t end = std::min(s + plan_.chunk_steps, dims_.steps);
@@ -404,6 +433,7 @@ class ForwardCall : public Call {
       product.ldc = g.columns;
       product.stride_c = g.channels;
       product.batch = w.segments;
+      product.packed_b = operand(i);
       ctx_.backend().gemm(ctx_, product);
 
       sru::ForwardScan scan;
@@ -471,7 +501,7 @@ class BackwardCall : public Call {
     u_ = reserve.take(u_bytes(dims_.rows()));
     c_ = reserve.take(c_bytes());
     if (dims_.rows() > 0) {
-      for_each(ctx_, groups_, product_work(), [this](std::int64_t i) { run_group(group(i)); });
+      for_each(ctx_, groups_, product_work(), [this](std::int64_t i) { run_group(i); });
       const std::int64_t tile = plan_.dx_rows;
       for_each(ctx_, (dims_.rows() + tile - 1) / tile, product_work(), [&](std::int64_t i) {
         input_gradient(i * tile, std::min(tile, dims_.rows() - i * tile));
@@ -501,8 +531,9 @@ class BackwardCall : public Call {
 
  private:
   /// du over time and, while it is in a cache, its product with x: the group's rows of dweight.
-  void run_group(const Group& g) const {
-    pack(g);
+  void run_group(std::int64_t i) const {
+    const Group g = group(i);
+    pack(i, g, /*transposed=*/false);
     const Rows w = rows(g);
     const std::int64_t chunks = (dims_.steps + plan_.chunk_steps - 1) / plan_.chunk_steps;
     for (std::int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
@@ -564,6 +595,7 @@ class BackwardCall : public Call {
         product.b =
             at(weight(), (w.begin + segment * w.stride) * dims_.input, compute_size());
         product.ldb = std::max<std::int64_t>(1, dims_.input);
+        product.packed_b = operand(i);
         product.beta = onto ? 1.0 : 0.0;
         product.c = at(dx_, row * dims_.input, compute_size());
         product.ldc = product.ldb;

@@ -13,7 +13,7 @@
 namespace penstock {
 
 /// Bumped whenever a layout below changes; a plugin built for another number is refused.
-constexpr std::uint32_t kBackendAbi = 1;
+constexpr std::uint32_t kBackendAbi = 2;
 
 /// C = op(A) · op(B) + beta · C, row-major, `batch` times with the given strides (in elements).
 /// op(A) is (m, k), op(B) is (k, n), C is (m, n). Sums are kept in float32 for 16-bit types.
@@ -32,6 +32,8 @@ struct GemmArgs {
   std::int64_t ldc = 0, stride_c = 0;
   std::int64_t batch = 1;
   void* workspace = nullptr;  // Backend::gemm_workspace_bytes, 256-byte aligned
+  /// op(B) as Backend::pack_b left it, or null. `b` must be given all the same.
+  const void* packed_b = nullptr;
 };
 
 /// Which steps of a padded batch count: step (t, b) is padding if `pad` says so or t >= lengths[b].
@@ -79,6 +81,11 @@ struct Backend {
 
   /// The kernels that a cell registered under `name` (src/cells/X_kernels.h), or null.
   const void* (*cell_kernels)(const char* name);
+
+  /// For a B that several products share: bytes of the form that products read, or 0 where there is
+  /// none for it; and its making, from B as in GemmArgs. Both null in backends without such a form.
+  std::size_t (*packed_b_bytes)(DataType dtype, std::int64_t n, std::int64_t k) = nullptr;
+  void (*pack_b)(const Context&, const GemmArgs&, void* packed) = nullptr;
 };
 
 /// Call a C++ callable through Backend::for_each.

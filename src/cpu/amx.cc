@@ -308,42 +308,94 @@ bool amx_pays(std::int64_t m, std::int64_t n, std::int64_t k) {
   return m >= 32 && n >= 32 && k >= 64 && m * n * k >= (std::int64_t{1} << 22);
 }
 
+namespace {
+
+// How op(B) is cut: ranges of columns of about equal size, in whole panels, and rounds of k.
+struct Cut {
+  std::int64_t n, k, steps, rounds, range;
+
+  Cut(std::int64_t n_, std::int64_t k_) : n(n_), k(k_) {
+    steps = (k + kDepth - 1) / kDepth;
+    rounds = (steps + kMaxSteps - 1) / kMaxSteps;
+    const std::int64_t ranges = (n + kMaxColumns - 1) / kMaxColumns;
+    range = ((n + ranges - 1) / ranges + kBlock - 1) / kBlock * kBlock;
+  }
+  std::int64_t first_step(std::int64_t round) const { return steps * round / rounds; }
+  std::int64_t depth(std::int64_t round) const {
+    const std::int64_t end = first_step(round + 1) * kDepth;
+    return (end < k ? end : k) - first_step(round) * kDepth;
+  }
+  std::int64_t columns(std::int64_t j0) const { return n - j0 < range ? n - j0 : range; }
+  // Bytes that come before a piece in a packed B.
+  std::size_t offset(std::int64_t j0, std::int64_t round) const {
+    const std::int64_t panels = (columns(j0) + kBlock - 1) / kBlock;
+    return static_cast<std::size_t>(j0 / kBlock * steps + panels * first_step(round)) * kPanelStep;
+  }
+  std::size_t bytes() const {
+    return static_cast<std::size_t>((n + kBlock - 1) / kBlock * steps) * kPanelStep;
+  }
+};
+
+// In front of a packed B: whether every number of it was fit.
+constexpr std::size_t kPackedHeader = 64;
+
+}  // namespace
+
+std::size_t amx_packed_b_bytes(std::int64_t n, std::int64_t k) {
+  return kPackedHeader + Cut(n, k).bytes();
+}
+
+void amx_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b, std::int64_t ldb,
+                void* packed) {
+  const Cut cut(n, k);
+  auto* out = static_cast<char*>(packed) + kPackedHeader;
+  bool fit = true;
+  for (std::int64_t j0 = 0; j0 < n; j0 += cut.range) {
+    for (std::int64_t round = 0; round < cut.rounds; ++round) {
+      const std::int64_t k0 = cut.first_step(round) * kDepth;
+      fit = pack(trans_b, true, b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0), ldb,
+                 cut.columns(j0), cut.depth(round), out + cut.offset(j0, round)) && fit;
+    }
+  }
+  *static_cast<bool*>(packed) = fit;
+}
+
 void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
               const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
-              float* c, std::int64_t ldc) {
+              float* c, std::int64_t ldc, const void* packed_b) {
   thread_local Buffers buffers;
   static const TileConfig config;
-  const std::int64_t all_steps = (k + kDepth - 1) / kDepth;
-  const std::int64_t rounds = (all_steps + kMaxSteps - 1) / kMaxSteps;
+  const Cut cut(n, k);
   if (beta != 0.0f && beta != 1.0f) scale(beta, m, n, c, ldc);
   _tile_loadconfig(&config);
-  // Column ranges of about equal size, in whole panels.
-  const std::int64_t ranges = (n + kMaxColumns - 1) / kMaxColumns;
-  const std::int64_t range = ((n + ranges - 1) / ranges + kBlock - 1) / kBlock * kBlock;
-  for (std::int64_t j0 = 0; j0 < n; j0 += range) {
-    const std::int64_t columns = n - j0 < range ? n - j0 : range;
-    for (std::int64_t round = 0; round < rounds; ++round) {
-      const std::int64_t s0 = all_steps * round / rounds;
-      const std::int64_t steps = all_steps * (round + 1) / rounds - s0;
-      const std::int64_t k0 = s0 * kDepth;
-      const std::int64_t depth = k - k0 < steps * kDepth ? k - k0 : steps * kDepth;
-      const bool fit_b = pack(trans_b, true, b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0), ldb,
-                              columns, depth, buffers.b);
+  for (std::int64_t j0 = 0; j0 < n; j0 += cut.range) {
+    const std::int64_t columns = cut.columns(j0);
+    for (std::int64_t round = 0; round < cut.rounds; ++round) {
+      const std::int64_t k0 = cut.first_step(round) * kDepth;
+      const std::int64_t depth = cut.depth(round);
+      const std::int64_t steps = (depth + kDepth - 1) / kDepth;
+      const float* b_piece = b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0);
+      const char* b_panels = buffers.b;
+      bool fit_b = true;
+      if (packed_b != nullptr) {
+        b_panels = static_cast<const char*>(packed_b) + kPackedHeader + cut.offset(j0, round);
+        fit_b = *static_cast<const bool*>(packed_b);
+      } else {
+        fit_b = pack(trans_b, true, b_piece, ldb, columns, depth, buffers.b);
+      }
       for (std::int64_t i0 = 0; i0 < m; i0 += kMaxRows) {
         const std::int64_t rows = m - i0 < kMaxRows ? m - i0 : kMaxRows;
-        const bool fit_a = pack(!trans_a, false, a + (trans_a ? k0 * lda + i0 : i0 * lda + k0),
-                                lda, rows, depth, buffers.a);
+        const float* a_piece = a + (trans_a ? k0 * lda + i0 : i0 * lda + k0);
+        const bool fit_a = pack(!trans_a, false, a_piece, lda, rows, depth, buffers.a);
         const bool fresh = round == 0 && beta == 0.0f;
         if (!fit_a || !fit_b) {
-          blas_gemm(trans_a, trans_b, rows, columns, depth,
-                    a + (trans_a ? k0 * lda + i0 : i0 * lda + k0), lda,
-                    b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0), ldb, fresh ? 0.0f : 1.0f,
-                    c + i0 * ldc + j0, ldc);
+          blas_gemm(trans_a, trans_b, rows, columns, depth, a_piece, lda, b_piece, ldb,
+                    fresh ? 0.0f : 1.0f, c + i0 * ldc + j0, ldc);
           continue;
         }
         const auto panel = static_cast<std::size_t>(steps) * kPanelStep;
         for (std::int64_t j = 0; j < columns; j += kBlock) {
-          const char* b_panel = buffers.b + static_cast<std::size_t>(j / kBlock) * panel;
+          const char* b_panel = b_panels + static_cast<std::size_t>(j / kBlock) * panel;
           for (std::int64_t i = 0; i < rows; i += kBlock) {
             const char* a_panel = buffers.a + static_cast<std::size_t>(i / kBlock) * panel;
             float* out = c + (i0 + i) * ldc + j0 + j;
@@ -377,7 +429,9 @@ namespace penstock::cpu {
 bool has_amx() { return false; }
 bool amx_pays(std::int64_t, std::int64_t, std::int64_t) { return false; }
 void amx_gemm(bool, bool, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
-              const float*, std::int64_t, float, float*, std::int64_t) {}
+              const float*, std::int64_t, float, float*, std::int64_t, const void*) {}
+std::size_t amx_packed_b_bytes(std::int64_t, std::int64_t) { return 0; }
+void amx_pack_b(bool, std::int64_t, std::int64_t, const float*, std::int64_t, void*) {}
 
 }  // namespace penstock::cpu
 

@@ -1,6 +1,7 @@
 // Float32 matrix products on Intel's matrix unit (AMX), which multiplies bfloat16.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace penstock::cpu {
@@ -20,8 +21,15 @@ bool amx_pays(std::int64_t m, std::int64_t n, std::int64_t k);
 /// float32. Errors are those of a float32 product (Henry, Tang and Heinecke, "Leveraging the
 /// bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations", ARITH 2019).
 /// Numbers below 2^-100 lose precision, as the unit flushes subnormal numbers to zero.
+/// `packed_b`: op(B) as amx_pack_b left it, or null.
 void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
               const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
-              float* c, std::int64_t ldc);
+              float* c, std::int64_t ldc, const void* packed_b = nullptr);
+
+/// Bytes of op(B) (k, n), split and in the order in which products read it.
+std::size_t amx_packed_b_bytes(std::int64_t n, std::int64_t k);
+/// `packed` must be aligned to 64 bytes.
+void amx_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b, std::int64_t ldb,
+                void* packed);
 
 }  // namespace penstock::cpu

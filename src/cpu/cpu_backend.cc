@@ -39,16 +39,16 @@ void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const double*
 
 void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
-                float* c, std::int64_t ldc) {
+                float* c, std::int64_t ldc, const void* packed_b) {
   if (has_amx() && amx_pays(m, n, k)) {
-    amx_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+    amx_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc, packed_b);
   } else {
     blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
   }
 }
 void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
-                double* c, std::int64_t ldc) {
+                double* c, std::int64_t ldc, const void*) {
   blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
 }
 
@@ -63,7 +63,8 @@ void gemm_as(const GemmArgs& g) {
     if (few_rows) {
       few_rows_gemm(g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
     } else {
-      large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
+      large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc,
+                 g.packed_b);
     }
     a += g.stride_a;
     b += g.stride_b;
@@ -78,6 +79,14 @@ void gemm(const Context&, const GemmArgs& g) {
   } else {
     gemm_as<float>(g);
   }
+}
+
+std::size_t packed_b_bytes(DataType dtype, std::int64_t n, std::int64_t k) {
+  return has_amx() && dtype == DataType::kFloat32 ? amx_packed_b_bytes(n, k) : 0;
+}
+
+void pack_b(const Context&, const GemmArgs& g, void* packed) {
+  amx_pack_b(g.trans_b, g.n, g.k, static_cast<const float*>(g.b), g.ldb, packed);
 }
 
 template <class To, class From>
@@ -192,7 +201,8 @@ const Backend& cpu_backend() {
       &cpu::prepare_device,       &cpu::gemm,
       &cpu::convert,              &cpu::fill_zero,
       &cpu::zero_padded,          &cpu::for_each_item,
-      &cpu::cell_kernels,
+      &cpu::cell_kernels,         &cpu::packed_b_bytes,
+      &cpu::pack_b,
   };
   return backend;
 }
