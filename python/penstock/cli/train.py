@@ -160,9 +160,9 @@ def train(
         float, typer.Option(help="Decoupled, as in AdamW.", rich_help_panel=_TRAINING)
     ] = 0.0,
     clip_norm: Annotated[
-        float,
+        float | None,
         typer.Option(help="Largest norm of the gradient; 0: any.", rich_help_panel=_TRAINING),
-    ] = 5.0,
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data.", rich_help_panel=_TRAINING)
     ] = None,

@@ -24,8 +24,9 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "bidirectional": True,
         "pooling": "mean",
         "memory": 64,
-        "lr": 2e-2,
-        "epochs": 40,
+        "lr": 1e-2,
+        "clip_norm": 1.0,
+        "epochs": 60,
         "patience": 0,
         "batch_size": 32,
         "test_fraction": 0.2,
@@ -38,6 +39,7 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "pooling": "max",
         "memory": 0,
         "lr": 4e-3,
+        "clip_norm": 5.0,
         "epochs": 10,
         "patience": 5,
         "batch_size": 32,
@@ -83,7 +85,7 @@ class TrainConfig:
     lr: float | None = None
     schedule: str = "cosine"
     weight_decay: float = 0.0
-    clip_norm: float = 5.0
+    clip_norm: float | None = None
     epochs: int | None = None
     patience: int | None = None
     batch_size: int | None = None

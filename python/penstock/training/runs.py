@@ -342,6 +342,7 @@ class _Run:
         train, dev = self._examples(split.train), self._examples(split.dev)
         assert config.lr is not None and config.epochs is not None
         assert config.batch_size is not None and config.patience is not None
+        assert config.clip_norm is not None
         options = FitOptions(
             epochs=config.epochs,
             batch_size=config.batch_size,
