@@ -58,8 +58,8 @@ struct SruForwardArgs : SruInputs {
   TensorView y;       ///< (T, B, dirs·H); 0 at padded steps
   TensorView c_last;  ///< (B, dirs·H) state after the last step of each direction
 
-  TensorView workspace;  ///< (sru_forward_workspace_bytes,) uint8, 64-byte aligned; scratch
-  TensorView reserve;    ///< (sru_reserve_bytes,) uint8, 64-byte aligned; only with need_grad
+  TensorView workspace;  ///< (sru_forward_workspace_bytes,) uint8, 256-byte aligned; scratch
+  TensorView reserve;    ///< (sru_reserve_bytes,) uint8, 256-byte aligned; only with need_grad
 };
 
 struct SruBackwardArgs : SruInputs {
@@ -78,7 +78,7 @@ struct SruBackwardArgs : SruInputs {
   TensorView dmask_c;    ///< (B, dirs·H); only if mask_c is given
   TensorView dx_skip;    ///< (T, B, dirs·H); only if x_skip is given
 
-  TensorView workspace;  ///< (sru_backward_workspace_bytes,) uint8, 64-byte aligned; scratch
+  TensorView workspace;  ///< (sru_backward_workspace_bytes,) uint8, 256-byte aligned; scratch
 };
 
 /// Bytes of scratch memory that sru_forward needs for these arguments (outputs, workspace and

@@ -56,8 +56,7 @@ inline void split(__m512 x, __m512i out[kParts]) {
   out[kParts - 1] = _mm512_castps_si512(x);
 }
 
-// The largest magnitude seen, as bits. From 2^127 on, and for infinity and NaN, rounding up would
-// not survive.
+// The largest magnitude seen, as the bits of a float.
 class Magnitude {
  public:
   void see(__m512 x) {
@@ -65,13 +64,20 @@ class Magnitude {
         _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
     largest_ = _mm512_max_epu32(largest_, bits);
   }
-  bool fit() const {
-    return _mm512_cmpge_epu32_mask(largest_, _mm512_set1_epi32(0x7f000000)) == 0;
-  }
+  std::uint32_t largest() const { return _mm512_reduce_max_epu32(largest_); }
 
  private:
   __m512i largest_ = _mm512_setzero_si512();
 };
+
+// Whether the unit may multiply blocks of these largest magnitudes. From 2^127 on, and for infinity
+// and NaN, rounding up would not survive. Where even the largest product is below 2^-70, its
+// smaller parts come near the subnormal numbers, which the unit takes for zero.
+bool fit(std::uint32_t a, std::uint32_t b) {
+  constexpr std::uint32_t kLimit = 0x7f000000u, kBias = 127, kSmallest = 2 * kBias - 70;
+  if (a >= kLimit || b >= kLimit) return false;
+  return a == 0 || b == 0 || (a >> 23) + (b >> 23) >= kSmallest;
+}
 
 inline __mmask16 first(std::int64_t n) {
   return n >= 16 ? static_cast<__mmask16>(0xffff)
@@ -170,8 +176,8 @@ inline void lines_from_pairs(const float* source, std::int64_t ld, std::int64_t 
 
 // Pack `count` rows of op(A), or columns of op(B), over `depth` of k into panels of 32. `along_k`:
 // the source is contiguous along k. `is_b`: lines run over pairs along k, else over rows. Returns
-// whether every number is fit to be split.
-bool pack(bool along_k, bool is_b, const float* source, std::int64_t ld, std::int64_t count,
+// the largest magnitude.
+std::uint32_t pack(bool along_k, bool is_b, const float* source, std::int64_t ld, std::int64_t count,
           std::int64_t depth, char* out) {
   Magnitude magnitude;
   const std::int64_t steps = (depth + kDepth - 1) / kDepth;
@@ -199,7 +205,7 @@ bool pack(bool along_k, bool is_b, const float* source, std::int64_t ld, std::in
       out += kPanelStep;
     }
   }
-  return magnitude.fit();
+  return magnitude.largest();
 }
 
 // C block (32 x 32) += panel of A times panel of B. `fresh`: C starts from zero.
@@ -336,7 +342,7 @@ struct Cut {
   }
 };
 
-// In front of a packed B: whether every number of it was fit.
+// In front of a packed B: its largest magnitude.
 constexpr std::size_t kPackedHeader = 64;
 
 }  // namespace
@@ -349,15 +355,17 @@ void amx_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b, st
                 void* packed) {
   const Cut cut(n, k);
   auto* out = static_cast<char*>(packed) + kPackedHeader;
-  bool fit = true;
+  std::uint32_t largest = 0;
   for (std::int64_t j0 = 0; j0 < n; j0 += cut.range) {
     for (std::int64_t round = 0; round < cut.rounds; ++round) {
       const std::int64_t k0 = cut.first_step(round) * kDepth;
-      fit = pack(trans_b, true, b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0), ldb,
-                 cut.columns(j0), cut.depth(round), out + cut.offset(j0, round)) && fit;
+      const std::uint32_t here =
+          pack(trans_b, true, b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0), ldb,
+               cut.columns(j0), cut.depth(round), out + cut.offset(j0, round));
+      largest = here > largest ? here : largest;
     }
   }
-  *static_cast<bool*>(packed) = fit;
+  *static_cast<std::uint32_t*>(packed) = largest;
 }
 
 void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
@@ -376,19 +384,20 @@ void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::i
       const std::int64_t steps = (depth + kDepth - 1) / kDepth;
       const float* b_piece = b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0);
       const char* b_panels = buffers.b;
-      bool fit_b = true;
+      std::uint32_t largest_b = 0;
       if (packed_b != nullptr) {
         b_panels = static_cast<const char*>(packed_b) + kPackedHeader + cut.offset(j0, round);
-        fit_b = *static_cast<const bool*>(packed_b);
+        largest_b = *static_cast<const std::uint32_t*>(packed_b);
       } else {
-        fit_b = pack(trans_b, true, b_piece, ldb, columns, depth, buffers.b);
+        largest_b = pack(trans_b, true, b_piece, ldb, columns, depth, buffers.b);
       }
       for (std::int64_t i0 = 0; i0 < m; i0 += kMaxRows) {
         const std::int64_t rows = m - i0 < kMaxRows ? m - i0 : kMaxRows;
         const float* a_piece = a + (trans_a ? k0 * lda + i0 : i0 * lda + k0);
-        const bool fit_a = pack(!trans_a, false, a_piece, lda, rows, depth, buffers.a);
+        const std::uint32_t largest_a =
+            pack(!trans_a, false, a_piece, lda, rows, depth, buffers.a);
         const bool fresh = round == 0 && beta == 0.0f;
-        if (!fit_a || !fit_b) {
+        if (!fit(largest_a, largest_b)) {
           blas_gemm(trans_a, trans_b, rows, columns, depth, a_piece, lda, b_piece, ldb,
                     fresh ? 0.0f : 1.0f, c + i0 * ldc + j0, ldc);
           continue;

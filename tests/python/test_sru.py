@@ -430,7 +430,7 @@ def test_tiny_inputs(backend: Any, steps: int, batch: int, width: int, dtype: st
     problem = random_problem(
         steps, batch, width, form="k4", inputs=width, dtype=dtype, with_c0=False
     )
-    problem.arrays["x"] *= 1e-30
+    problem.arrays["x"] *= 1e-36
     problem.dc_last = None
     actual, expected = backend.run(problem), problem.solve()
     for name in ("y", "c_last"):
