@@ -97,6 +97,11 @@ Array::Array(const char* name, py::handle object, std::uintptr_t stream) {
   } else if (is_cupy(object)) {
     from_cupy(name, object);
   } else if (PyObject_TypeCheck(object.ptr(), numpy_array_type())) {
+    if (py::hasattr(object, "mask") && type_name(object) == "MaskedArray") {
+      fail(ErrorCode::kType, name,
+           "expected an array without a mask, which would be lost; use .filled() (actual: "
+           "MaskedArray)");
+    }
     from_numpy(name, py::module_::import("numpy").attr("asarray")(object));
   } else if (py::hasattr(object, "__dlpack__") && py::hasattr(object, "__dlpack_device__")) {
     try {
@@ -235,6 +240,12 @@ void Array::set(const char* name, const dlpack::Tensor& tensor) {
   const bool cuda =
       tensor.device.type == dlpack::kCuda || tensor.device.type == dlpack::kCudaManaged;
   view_.device = cuda ? Device{DeviceType::kCuda, tensor.device.id} : Device{};
+  if (reinterpret_cast<std::uintptr_t>(view_.data) % size_of(view_.dtype) != 0) {
+    fail(ErrorCode::kBuffer, name,
+         std::string("expected memory aligned to the size of ") + name_of(view_.dtype) +
+             " (actual: address " + std::to_string(reinterpret_cast<std::uintptr_t>(view_.data)) +
+             ")");
+  }
 }
 
 void Array::release() noexcept {

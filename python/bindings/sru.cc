@@ -44,6 +44,15 @@ double number(const char* name, py::handle object) {
   return value;
 }
 
+bool flag(const char* name, py::handle object) {
+  if (object.ptr() == Py_True) return true;
+  if (object.ptr() == Py_False) return false;
+  // NumPy's own booleans
+  const std::string type = py::str(py::type::handle_of(object).attr("__name__"));
+  if (type == "bool" || type == "bool_") return PyObject_IsTrue(object.ptr()) == 1;
+  wrong_type(name, "True or False", object);
+}
+
 /// The inputs of one call, held from forward to the last backward.
 struct Inputs {
   Array x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip;
@@ -52,7 +61,7 @@ struct Inputs {
 
   Inputs(py::handle x_, py::handle weight_, py::handle weight_c_, py::handle bias_, py::handle c0_,
          py::handle mask_pad_, py::handle lengths_, py::handle mask_c_, py::handle x_skip_,
-         py::handle activation, bool skip, py::handle scale_x, py::handle mask_site,
+         py::handle activation, py::handle skip, py::handle scale_x, py::handle mask_site,
          py::handle direction, std::uintptr_t stream)
       : x("x", x_, stream),
         weight("weight", weight_, stream),
@@ -77,7 +86,7 @@ struct Inputs {
                                           {{"identity", Activation::kIdentity},
                                            {"tanh", Activation::kTanh},
                                            {"relu", Activation::kRelu}});
-    views.skip = skip;
+    views.skip = flag("skip", skip);
     views.scale_x = number("scale_x", scale_x);
     views.mask_site = choose<MaskSite>(
         "mask_site", mask_site, {{"output", MaskSite::kOutput}, {"state", MaskSite::kState}});
@@ -100,9 +109,10 @@ std::size_t aligned(std::size_t bytes) { return bytes == 0 ? 1 : bytes; }
 
 py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::handle bias,
                   py::handle c0, py::handle mask_pad, py::handle lengths, py::handle mask_c,
-                  py::handle x_skip, py::handle activation, bool skip, py::handle scale_x,
-                  py::handle mask_site, py::handle direction, bool need_grad,
+                  py::handle x_skip, py::handle activation, py::handle skip, py::handle scale_x,
+                  py::handle mask_site, py::handle direction, py::handle need_grad_,
                   const py::object& empty, const py::object& empty_bytes, std::uintptr_t stream) {
+  const bool need_grad = flag("need_grad", need_grad_);
   auto inputs = std::make_unique<Inputs>(x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c,
                                          x_skip, activation, skip, scale_x, mask_site, direction,
                                          stream);

@@ -272,3 +272,14 @@ def test_errors_keep_nothing_alive() -> None:
     del x
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("name", ["skip", "need_grad"])
+@pytest.mark.parametrize("value", [1, "yes", None, [True]], ids=lambda v: type(v).__name__)
+def test_flag_of_another_type(name: str, value: Any) -> None:
+    fails(TypeError, f"{name}:", "expected True or False", **{name: value})
+
+
+def test_masked_array() -> None:
+    x = np.ma.masked_array(problem().arrays["x"], mask=False)
+    fails(TypeError, "x:", "expected an array without a mask", "MaskedArray", x=x)
