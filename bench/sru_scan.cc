@@ -156,8 +156,7 @@ int main(int argc, char** argv) {
           "{\"pass\": \"%s\", \"threads\": %d, \"T\": %lld, \"B\": %lld, \"H\": %lld, "
           "\"bytes\": %.0f, \"ms\": %.3f, \"memcpy_ms\": %.3f, \"ratio\": %.3f}\n",
           pass.name, threads, static_cast<long long>(t), static_cast<long long>(b),
-          static_cast<long long>(h), elements * 4 * pass.arrays, ours, memcpy_ms,
-          ours / memcpy_ms);
+          static_cast<long long>(h), elements * 4 * pass.arrays, ours, memcpy_ms, ours / memcpy_ms);
     }
   }
 }

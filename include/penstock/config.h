@@ -19,7 +19,7 @@ struct Config {
   std::string blas_warning;  // empty, or why that choice looks slow
   int num_threads = 1;
   bool cuda_available = false;
-  std::string cuda_status;   // in words: devices found, or why CUDA is off
+  std::string cuda_status;  // in words: devices found, or why CUDA is off
 };
 
 /// Describe the library. Loads the CUDA plugin to find out whether it works; never throws for that.

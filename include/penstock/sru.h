@@ -32,17 +32,17 @@ enum class MaskSite : std::int32_t { kOutput = 0, kState = 1 };
 /// What forward and backward have in common. All floating arrays share x's element type (float32,
 /// float64, float16 or bfloat16) and device. Inputs may have any strides; they are never written.
 struct SruInputs {
-  TensorView x;          ///< (T, B, D)
-  TensorView weight;     ///< (dirs, K·H, D), rows in blocks of H: candidate, forget, reset[, skip]
-  TensorView weight_c;   ///< (dirs, 2, H): v_f, v_r. Not given: v = 0, the early version
-  TensorView bias;       ///< (dirs, 2, H): b_f, b_r
-  TensorView c0;         ///< (B, dirs·H) initial state. Not given: zeros
-  TensorView mask_pad;   ///< (T, B) bool, true where a step is padding. Not given: no padding
-  TensorView lengths;    ///< (B,) int32 or int64 in [0, T]: steps t >= lengths[b] are padding.
-                         ///< Checked where the host can read it, else values outside are clamped
-  TensorView x_skip;     ///< (T, B, dirs·H) for the skip term when K = 3. Not given: x itself, which
-                         ///< needs D = dirs·H. For layers that normalise or drop out x first
-  TensorView mask_c;     ///< (B, dirs·H) dropout mask, scaling included. Not given: ones
+  TensorView x;         ///< (T, B, D)
+  TensorView weight;    ///< (dirs, K·H, D), rows in blocks of H: candidate, forget, reset[, skip]
+  TensorView weight_c;  ///< (dirs, 2, H): v_f, v_r. Not given: v = 0, the early version
+  TensorView bias;      ///< (dirs, 2, H): b_f, b_r
+  TensorView c0;        ///< (B, dirs·H) initial state. Not given: zeros
+  TensorView mask_pad;  ///< (T, B) bool, true where a step is padding. Not given: no padding
+  TensorView lengths;   ///< (B,) int32 or int64 in [0, T]: steps t >= lengths[b] are padding.
+                        ///< Checked where the host can read it, else values outside are clamped
+  TensorView x_skip;    ///< (T, B, dirs·H) for the skip term when K = 3. Not given: x itself, which
+                        ///< needs D = dirs·H. For layers that normalise or drop out x first
+  TensorView mask_c;    ///< (B, dirs·H) dropout mask, scaling included. Not given: ones
   Activation activation = Activation::kIdentity;  ///< g
   bool skip = true;                               ///< false: x' = 0 (then K = 3)
   double scale_x = 1.0;                           ///< factor in the skip term when K = 3

@@ -50,8 +50,9 @@ DataType dtype_of(const char* name, std::uint8_t code, int bits, int lanes) {
   }
   fail(ErrorCode::kType, name,
        "expected float32, float64, float16, bfloat16, bool, int32 or int64 (actual: DLPack type "
-       "code " + std::to_string(code) + ", " + std::to_string(bits) + " bits, " +
-           std::to_string(lanes) + " lanes)");
+       "code " +
+           std::to_string(code) + ", " + std::to_string(bits) + " bits, " + std::to_string(lanes) +
+           " lanes)");
 }
 
 // NumPy's description of an element type; false where it has none of ours.
@@ -75,8 +76,7 @@ bool numpy_dtype(const py::dtype& dtype, DataType* out) {
 
 void set_rank(const char* name, TensorView* view, std::int64_t rank) {
   if (rank > TensorView::kMaxRank) {
-    fail(ErrorCode::kValue, name,
-         "expected at most 4 axes (actual: " + std::to_string(rank) + ")");
+    fail(ErrorCode::kValue, name, "expected at most 4 axes (actual: " + std::to_string(rank) + ")");
   }
   view->rank = static_cast<int>(rank);
 }
@@ -128,15 +128,15 @@ void Array::from_numpy(const char* name, py::handle object) {
          "expected float32, float64, float16, bfloat16, bool, int32 or int64 (actual: " +
              std::string(py::str(dtype)) + ")");
   }
-  direct = direct && reinterpret_cast<std::uintptr_t>(array.data()) %
-                             static_cast<std::uintptr_t>(itemsize) == 0;
+  direct =
+      direct &&
+      reinterpret_cast<std::uintptr_t>(array.data()) % static_cast<std::uintptr_t>(itemsize) == 0;
   for (py::ssize_t axis = 0; direct && axis < array.ndim(); ++axis) {
     direct = array.strides(axis) % itemsize == 0;
   }
   if (!direct) {
     // Foreign byte order, or elements that do not lie at multiples of their size: a native copy.
-    owner_ = py::module_::import("numpy").attr("array")(object,
-                                                       dtype.attr("newbyteorder")("="));
+    owner_ = py::module_::import("numpy").attr("array")(object, dtype.attr("newbyteorder")("="));
     array = py::reinterpret_borrow<py::array>(owner_);
     if (!numpy_dtype(array.dtype(), &view_.dtype)) {
       fail(ErrorCode::kType, name,
@@ -205,8 +205,8 @@ void Array::from_dlpack(const char* name, py::handle object, std::uintptr_t stre
     versioned_ = managed;
     if (managed->version.major > dlpack::kMajorVersion) {
       fail(ErrorCode::kBuffer, name,
-           "expected DLPack version 1 or older (actual: " +
-               std::to_string(managed->version.major) + ")");
+           "expected DLPack version 1 or older (actual: " + std::to_string(managed->version.major) +
+               ")");
     }
     view_.read_only = (managed->flags & dlpack::kFlagReadOnly) != 0;
     set(name, managed->tensor);
@@ -235,8 +235,8 @@ void Array::set(const char* name, const dlpack::Tensor& tensor) {
     stride *= tensor.shape[axis];
   }
   tidy_strides(&view_);
-  view_.data = tensor.data == nullptr ? nullptr
-                                      : static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view_.data =
+      tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset;
   const bool cuda =
       tensor.device.type == dlpack::kCuda || tensor.device.type == dlpack::kCudaManaged;
   view_.device = cuda ? Device{DeviceType::kCuda, tensor.device.id} : Device{};

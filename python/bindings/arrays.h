@@ -47,8 +47,8 @@ class Array {
 /// callables.
 class Allocator {
  public:
-  /// `like`: the input whose library, element type and device outputs share. `empty(shape)` makes an
-  /// uninitialised array and `empty_bytes(n)` a device buffer; both None for NumPy's arrays and
+  /// `like`: the input whose library, element type and device outputs share. `empty(shape)` makes
+  /// an uninitialised array and `empty_bytes(n)` a device buffer; both None for NumPy's arrays and
   /// for libraries that are only known by DLPack.
   Allocator(const Array& like, const Context& ctx, py::handle empty, py::handle empty_bytes,
             std::uintptr_t stream)

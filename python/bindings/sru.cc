@@ -14,9 +14,9 @@ namespace penstock::python {
 namespace {
 
 [[noreturn]] void wrong_type(const char* name, const std::string& expected, py::handle value) {
-  throw Error(ErrorCode::kType, std::string(name) + ": expected " + expected + " (actual: " +
-                                    std::string(py::str(py::type::handle_of(value).attr("__name__"))) +
-                                    ")");
+  throw Error(ErrorCode::kType,
+              std::string(name) + ": expected " + expected + " (actual: " +
+                  std::string(py::str(py::type::handle_of(value).attr("__name__"))) + ")");
 }
 
 template <class E>
@@ -113,9 +113,9 @@ py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::hand
                   py::handle mask_site, py::handle direction, py::handle need_grad_,
                   const py::object& empty, const py::object& empty_bytes, std::uintptr_t stream) {
   const bool need_grad = flag("need_grad", need_grad_);
-  auto inputs = std::make_unique<Inputs>(x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c,
-                                         x_skip, activation, skip, scale_x, mask_site, direction,
-                                         stream);
+  auto inputs =
+      std::make_unique<Inputs>(x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip,
+                               activation, skip, scale_x, mask_site, direction, stream);
   const Context& ctx = inputs->context;
   SruForwardArgs args;
   static_cast<SruInputs&>(args) = inputs->views;

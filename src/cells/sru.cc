@@ -2,7 +2,8 @@
 //
 // Channels do not mix between matrix products, so work is cut into groups of channels (Plan), each
 // of which goes through time on its own: u for a chunk of steps, then the scan over that chunk.
-// u and du are laid out group by group, (rows, K, channels) each, so a group's stream is contiguous.
+// u and du are laid out group by group, (rows, K, channels) each, so a group's stream is
+// contiguous.
 
 #include "penstock/sru.h"
 
@@ -99,8 +100,8 @@ Dims check_inputs(Checker& check, const Context& ctx, const SruInputs& in) {
             narrow ? in.lengths.as<std::int32_t>()[at] : in.lengths.as<std::int64_t>()[at];
         if (n < 0 || n > d.steps) {
           check.fail(ErrorCode::kValue, "lengths",
-                     "expected values from 0 to T = " + std::to_string(d.steps) + " (actual: " +
-                         std::to_string(n) + " at index " + std::to_string(b) + ")");
+                     "expected values from 0 to T = " + std::to_string(d.steps) +
+                         " (actual: " + std::to_string(n) + " at index " + std::to_string(b) + ")");
         }
       }
     }
@@ -225,14 +226,13 @@ class Call {
       packed_weight_ = carver_.take(weight_bytes());
       const Backend& backend = ctx_.backend();
       const Group widest = group(0);
-      operand_bytes_ = backend.packed_b_bytes == nullptr
-                           ? 0
-                           : std::max(backend.packed_b_bytes(dims_.compute, widest.columns,
-                                                             dims_.input),
-                                      backend.packed_b_bytes(dims_.compute, dims_.input,
-                                                             widest.columns));
-      operand_bytes_ = (operand_bytes_ + backend.alignment - 1) / backend.alignment *
-                       backend.alignment;
+      operand_bytes_ =
+          backend.packed_b_bytes == nullptr
+              ? 0
+              : std::max(backend.packed_b_bytes(dims_.compute, widest.columns, dims_.input),
+                         backend.packed_b_bytes(dims_.compute, dims_.input, widest.columns));
+      operand_bytes_ =
+          (operand_bytes_ + backend.alignment - 1) / backend.alignment * backend.alignment;
       operands_ = carver_.take(operand_bytes_ * static_cast<std::size_t>(groups_));
     } else {
       weight_ = contiguous(in_.weight, dims_.compute);
@@ -282,10 +282,10 @@ class Call {
 
   /// Where a group's rows lie in a (dirs, K·H, D) array: `segments` runs of `rows` rows.
   struct Rows {
-    std::int64_t begin = 0;     // first row
-    std::int64_t rows = 0;      // per segment
+    std::int64_t begin = 0;  // first row
+    std::int64_t rows = 0;   // per segment
     std::int64_t segments = 1;
-    std::int64_t stride = 0;    // rows between segments
+    std::int64_t stride = 0;  // rows between segments
   };
   Rows rows(const Group& g) const {
     Rows r;
@@ -367,13 +367,14 @@ class ForwardCall : public Call {
   ForwardCall(const Context& ctx, const SruForwardArgs& a, const Dims& dims, void* workspace)
       : Call(ctx, a, dims, workspace), args_(a) {
     prepare_inputs(/*zero_padded_x=*/false);
-    y_ = dims_.compute == dims_.dtype
-             ? a.y.data
-             : carver_.take(static_cast<std::size_t>(dims_.rows() * dims_.width()) * compute_size());
-    c_state_ = dims_.state == dims_.dtype
-                   ? a.c_last.data
-                   : carver_.take(static_cast<std::size_t>(dims_.batch * dims_.width()) *
-                                  state_size());
+    y_ =
+        dims_.compute == dims_.dtype
+            ? a.y.data
+            : carver_.take(static_cast<std::size_t>(dims_.rows() * dims_.width()) * compute_size());
+    c_state_ =
+        dims_.state == dims_.dtype
+            ? a.c_last.data
+            : carver_.take(static_cast<std::size_t>(dims_.batch * dims_.width()) * state_size());
     if (!a.need_grad) u_chunk_ = carver_.take(u_bytes(chunk_rows()));
   }
 
@@ -404,9 +405,7 @@ class ForwardCall : public Call {
   }
 
  private:
-  std::int64_t chunk_rows() const {
-    return std::min(plan_.chunk_steps, dims_.steps) * dims_.batch;
-  }
+  std::int64_t chunk_rows() const { return std::min(plan_.chunk_steps, dims_.steps) * dims_.batch; }
 
   void run_group(std::int64_t i) const {
     const Group g = group(i);
@@ -467,8 +466,8 @@ class BackwardCall : public Call {
         static_cast<std::size_t>(dims_.batch * dims_.width()) * state_size();
     c0_ = a.c0.given() ? contiguous(a.c0, dims_.state) : zeros(state_bytes);
     dy_ = a.dy.given() ? contiguous(a.dy, dims_.compute) : nullptr;
-    dc_state_ = a.dc0.given() && dims_.state == dims_.dtype ? a.dc0.data
-                                                             : carver_.take(state_bytes);
+    dc_state_ =
+        a.dc0.given() && dims_.state == dims_.dtype ? a.dc0.data : carver_.take(state_bytes);
     du_ = carver_.take(u_bytes(dims_.rows()));
     dx_ = dims_.compute == dims_.dtype
               ? a.dx.data
@@ -592,8 +591,7 @@ class BackwardCall : public Call {
         product.a = at(du_, g.offset * dims_.rows() + row * g.columns + segment * g.channels,
                        compute_size());
         product.lda = g.columns;
-        product.b =
-            at(weight(), (w.begin + segment * w.stride) * dims_.input, compute_size());
+        product.b = at(weight(), (w.begin + segment * w.stride) * dims_.input, compute_size());
         product.ldb = std::max<std::int64_t>(1, dims_.input);
         product.packed_b = operand(i);
         product.beta = onto ? 1.0 : 0.0;
@@ -675,8 +673,8 @@ void sru_backward(const Context& ctx, const SruBackwardArgs& a) {
   check.required("dx", a.dx);
   check.required("dweight", a.dweight);
   check.output("dx", a.dx, dims.dtype, {dims.steps, dims.batch, dims.input}, "(T, B, D)");
-  check.output("dweight", a.dweight, dims.dtype,
-               {dims.dirs, dims.blocks * dims.hidden, dims.input}, "(dirs, K*H, D)");
+  check.output("dweight", a.dweight, dims.dtype, {dims.dirs, dims.blocks * dims.hidden, dims.input},
+               "(dirs, K*H, D)");
   check.output("dweight_c", a.dweight_c, dims.dtype, {dims.dirs, 2, dims.hidden}, "(dirs, 2, H)");
   check.output("dbias", a.dbias, dims.dtype, {dims.dirs, 2, dims.hidden}, "(dirs, 2, H)");
   check.output("dc0", a.dc0, dims.dtype, {dims.batch, dims.width()}, "(B, dirs*H)");

@@ -30,8 +30,8 @@ Plan plan(const Dims& d) {
     p.channels = d.hidden;
   } else {
     // An even number of groups, each a multiple of 8 channels.
-    const std::int64_t wish = has_amx() && d.compute == DataType::kFloat32 ? kGroupChannelsAmx
-                                                                           : kGroupChannels;
+    const std::int64_t wish =
+        has_amx() && d.compute == DataType::kFloat32 ? kGroupChannelsAmx : kGroupChannels;
     std::int64_t groups = std::max<std::int64_t>(2, (d.hidden + wish - 1) / wish);
     groups += groups % 2;
     p.channels = ((d.hidden + groups - 1) / groups + 7) / 8 * 8;
@@ -57,11 +57,17 @@ std::size_t param_partial_bytes(const Dims& d) {
 }
 
 template <class T>
-T narrow(double v) { return static_cast<T>(v); }
+T narrow(double v) {
+  return static_cast<T>(v);
+}
 template <>
-Float16 narrow(double v) { return Float16::from(static_cast<float>(v)); }
+Float16 narrow(double v) {
+  return Float16::from(static_cast<float>(v));
+}
 template <>
-BFloat16 narrow(double v) { return BFloat16::from(static_cast<float>(v)); }
+BFloat16 narrow(double v) {
+  return BFloat16::from(static_cast<float>(v));
+}
 
 template <class T>
 void write_params(const Dims& d, const double* partial, void* out) {

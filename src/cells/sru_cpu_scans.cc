@@ -51,9 +51,8 @@ struct Scan {
     r.u = static_cast<const T*>(a.u.data) + u_row(t, b, dir) * a.u.row_stride +
           (dir - a.range.dir_begin) * a.u.dir_stride;
     const std::int64_t at = column(dir);
-    r.x = a.dims.skip_from_x
-              ? static_cast<const T*>(a.x) + (t * a.dims.batch + b) * width + at
-              : nullptr;
+    r.x = a.dims.skip_from_x ? static_cast<const T*>(a.x) + (t * a.dims.batch + b) * width + at
+                             : nullptr;
     r.mask = a.mask_c == nullptr ? nullptr : static_cast<const T*>(a.mask_c) + b * width + at;
     r.params = static_cast<const T*>(a.weight_c) + dir * 2 * hidden + a.range.channel_begin;
     r.bias = static_cast<const T*>(a.bias) + dir * 2 * hidden + a.range.channel_begin;
@@ -65,8 +64,8 @@ struct Scan {
 // the row that comes this much later is asked for while the present one is worked on.
 constexpr std::int64_t kRowsAhead = 4;
 
-/// Distance in memory rows from row (step, b) to the one that is worked on kRowsAhead rows later, if
-/// the range has it, else 0. `backward`: steps run from the last to the first.
+/// Distance in memory rows from row (step, b) to the one that is worked on kRowsAhead rows later,
+/// if the range has it, else 0. `backward`: steps run from the last to the first.
 inline std::int64_t rows_ahead(const ScanArgs& a, std::int64_t step, std::int64_t b,
                                std::int64_t dir, bool backward) {
   const std::int64_t batch = a.dims.batch;
@@ -194,8 +193,8 @@ void backward(const BackwardScan& a) {
         for (std::int64_t b = 0; b < a.dims.batch; ++b) {
           const std::int64_t at = scan.column(dir) + h0;
           const std::int64_t row = t * a.dims.batch + b;
-          T* dx = a.dx_skip == nullptr ? nullptr
-                                       : static_cast<T*>(a.dx_skip) + row * scan.width + at;
+          T* dx =
+              a.dx_skip == nullptr ? nullptr : static_cast<T*>(a.dx_skip) + row * scan.width + at;
           T* du = static_cast<T*>(a.du.data) + scan.u_row(t, b, dir) * a.du.row_stride +
                   (dir - a.range.dir_begin) * a.du.dir_stride + h0;
           if (a.padding.at(t, b, a.dims.batch)) {
@@ -207,15 +206,13 @@ void backward(const BackwardScan& a) {
           }
           const std::int64_t c_dir = (dir - a.range.dir_begin) * a.c.dir_stride + h0;
           const T* c = static_cast<const T*>(a.c.data) + row * a.c.row_stride + c_dir;
-          const T* c_prev =
-              s == 0 ? static_cast<const T*>(a.c0) + b * scan.width + at
-                     : static_cast<const T*>(a.c.data) +
-                           (t_prev * a.dims.batch + b) * a.c.row_stride + c_dir;
+          const T* c_prev = s == 0 ? static_cast<const T*>(a.c0) + b * scan.width + at
+                                   : static_cast<const T*>(a.c.data) +
+                                         (t_prev * a.dims.batch + b) * a.c.row_stride + c_dir;
           const T* dy =
               a.dy == nullptr ? nullptr : static_cast<const T*>(a.dy) + row * scan.width + at;
           T* dc = static_cast<T*>(a.dc_state) + b * scan.width + at;
-          T* dmask = a.dmask == nullptr ? nullptr
-                                        : static_cast<T*>(a.dmask) + b * scan.width + at;
+          T* dmask = a.dmask == nullptr ? nullptr : static_cast<T*>(a.dmask) + b * scan.width + at;
           const Row<T> r = scan.row(t, b, dir);
           const std::int64_t ahead = rows_ahead(a, s, b, dir, true);
           const T* next_u = r.u + ahead * a.u.row_stride + h0;

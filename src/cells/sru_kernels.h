@@ -15,25 +15,25 @@ constexpr const char* kKernelsName = "sru";
 
 struct Dims {
   std::int64_t steps = 0, batch = 0, input = 0, hidden = 0;  // T, B, D, H
-  std::int64_t dirs = 1, blocks = 3;                          // dirs, K
+  std::int64_t dirs = 1, blocks = 3;                         // dirs, K
   // Forced inline, as is all that per-ISA objects and kernels share: no symbol of theirs may meet.
   PENSTOCK_HOST_DEVICE std::int64_t rows() const { return steps * batch; }
   PENSTOCK_HOST_DEVICE std::int64_t width() const { return dirs * hidden; }
-  bool skip_from_x = false;  // K = 3 with a skip term, read from x or x_skip
+  bool skip_from_x = false;               // K = 3 with a skip term, read from x or x_skip
   DataType dtype = DataType::kFloat32;    // of the arrays
   DataType compute = DataType::kFloat32;  // of u, du and what the kernels read and write
   DataType state = DataType::kFloat32;    // of c and its gradient
 };
 
 /// How a backend cuts the work. Each group of channels goes through time on its own: matrix product
-/// for a chunk of steps, then the scan over it, so that u stays in a cache. The cut is a function of
-/// the dimensions alone, never of the number of threads.
+/// for a chunk of steps, then the scan over it, so that u stays in a cache. The cut is a function
+/// of the dimensions alone, never of the number of threads.
 struct Plan {
-  std::int64_t channels = 0;       // per group; the last one of a direction may be smaller
-  std::int64_t dirs_per_group = 1; // dirs: one group holds both directions (then channels = H)
-  std::int64_t chunk_steps = 0;    // steps per matrix product
-  bool pack_weight = false;        // copy each group's rows of the weight next to each other
-  std::int64_t dx_rows = 0;        // rows of dx per matrix product
+  std::int64_t channels = 0;        // per group; the last one of a direction may be smaller
+  std::int64_t dirs_per_group = 1;  // dirs: one group holds both directions (then channels = H)
+  std::int64_t chunk_steps = 0;     // steps per matrix product
+  bool pack_weight = false;         // copy each group's rows of the weight next to each other
+  std::int64_t dx_rows = 0;         // rows of dx per matrix product
 };
 
 /// Strided access to an array whose element (row, direction, channel) is
@@ -62,13 +62,13 @@ struct ScanArgs {
   double scale_x = 1.0;
   Padding padding;
 
-  Plane u;                      // compute type; row 0 is the range's earliest time, batch row 0
-  std::int64_t gate_stride = 0; // between u0, u1, u2, u3
-  const void* x = nullptr;      // x or x_skip, (T, B, dirs·H) compute type, if dims.skip_from_x
+  Plane u;                         // compute type; row 0 is the range's earliest time, batch row 0
+  std::int64_t gate_stride = 0;    // between u0, u1, u2, u3
+  const void* x = nullptr;         // x or x_skip, (T, B, dirs·H) compute type, if dims.skip_from_x
   const void* weight_c = nullptr;  // (dirs, 2, H) compute type
   const void* bias = nullptr;      // (dirs, 2, H) compute type
   const void* mask_c = nullptr;    // (B, dirs·H) compute type, or null
-  Plane c;                      // state type, every step's state, all T rows; data may be null
+  Plane c;                         // state type, every step's state, all T rows; data may be null
 
   PENSTOCK_HOST_DEVICE bool reversed(std::int64_t dir) const { return first_reverse || dir == 1; }
 };
@@ -79,13 +79,13 @@ struct ForwardScan : ScanArgs {
 };
 
 struct BackwardScan : ScanArgs {
-  const void* c0 = nullptr;   // (B, dirs·H) state type
-  const void* dy = nullptr;   // (T, B, dirs·H) compute type, or null
-  void* dc_state = nullptr;   // (B, dirs·H) state type: gradient after the range, then before it
-  Plane du;                   // compute type, strides and gates as u
-  void* dx_skip = nullptr;    // (T, B, dirs·H) compute type, if dims.skip_from_x
-  void* dparams = nullptr;    // param_partial_bytes, zeroed before the first range; accumulated
-  void* dmask = nullptr;      // (B, dirs·H) state type, zeroed before; accumulated; or null
+  const void* c0 = nullptr;  // (B, dirs·H) state type
+  const void* dy = nullptr;  // (T, B, dirs·H) compute type, or null
+  void* dc_state = nullptr;  // (B, dirs·H) state type: gradient after the range, then before it
+  Plane du;                  // compute type, strides and gates as u
+  void* dx_skip = nullptr;   // (T, B, dirs·H) compute type, if dims.skip_from_x
+  void* dparams = nullptr;   // param_partial_bytes, zeroed before the first range; accumulated
+  void* dmask = nullptr;     // (B, dirs·H) state type, zeroed before; accumulated; or null
 };
 
 struct Kernels {

@@ -38,8 +38,8 @@ struct GemmArgs {
 
 /// Which steps of a padded batch count: step (t, b) is padding if `pad` says so or t >= lengths[b].
 struct Padding {
-  const std::uint8_t* pad = nullptr;        // (T, B) contiguous, or null
-  const std::int64_t* lengths = nullptr;    // (B,), or null
+  const std::uint8_t* pad = nullptr;      // (T, B) contiguous, or null
+  const std::int64_t* lengths = nullptr;  // (B,), or null
   bool any() const { return pad != nullptr || lengths != nullptr; }
   PENSTOCK_HOST_DEVICE bool at(std::int64_t t, std::int64_t b, std::int64_t batch) const {
     return (pad != nullptr && pad[t * batch + b] != 0) || (lengths != nullptr && t >= lengths[b]);
@@ -65,7 +65,8 @@ struct Backend {
 
   /// Number of usable devices; on 0 the reason is in words in `why` (of `size` bytes).
   int (*device_count)(char* why, std::size_t size);
-  /// Prepare a device (library handles); throws Error. Called once per context, never under capture.
+  /// Prepare a device (library handles); throws Error. Called once per context, never under
+  /// capture.
   void (*prepare_device)(int index);
 
   void (*gemm)(const Context&, const GemmArgs&);

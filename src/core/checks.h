@@ -12,7 +12,6 @@
 
 namespace penstock::checks {
 
-
 /// Collects an operation's arguments, each checked against what it should be.
 class Checker {
  public:

@@ -46,8 +46,7 @@ Plugin load() {
     const char* reason = dlerror();
     const std::string words = reason == nullptr ? "unknown error" : reason;
     // A plugin that was never built is not worth a loader's message.
-    if (words.find("No such file") == std::string::npos ||
-        words.find(path) == std::string::npos) {
+    if (words.find("No such file") == std::string::npos || words.find(path) == std::string::npos) {
       tried += (tried.empty() ? "" : "; ") + words;
     }
   }
@@ -82,7 +81,8 @@ const Plugin& cuda_plugin() {
 const Backend& load_host_plugin(const char* path) {
   void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
-    throw Error(ErrorCode::kRuntime, std::string("PENSTOCK_HOST_PLUGIN does not load: ") + dlerror());
+    throw Error(ErrorCode::kRuntime,
+                std::string("PENSTOCK_HOST_PLUGIN does not load: ") + dlerror());
   }
   const auto entry = reinterpret_cast<PluginEntry>(dlsym(handle, kPluginEntryName));
   const Backend* backend = entry == nullptr ? nullptr : entry();

@@ -8,8 +8,8 @@ TensorView::TensorView(void* data_, DataType dtype_, std::initializer_list<std::
                        Device device_)
     : data(data_), dtype(dtype_), device(device_), rank(static_cast<int>(shape_.size())) {
   if (rank > kMaxRank) {
-    throw Error(ErrorCode::kValue, "TensorView: expected at most 4 axes (actual: " +
-                                       std::to_string(rank) + ")");
+    throw Error(ErrorCode::kValue,
+                "TensorView: expected at most 4 axes (actual: " + std::to_string(rank) + ")");
   }
   int axis = 0;
   for (std::int64_t n : shape_) shape[axis++] = n;

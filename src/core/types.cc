@@ -5,17 +5,13 @@ namespace penstock {
 std::size_t size_of(DataType dtype) {
   switch (dtype) {
     case DataType::kFloat32:
-    case DataType::kInt32:
-      return 4;
+    case DataType::kInt32: return 4;
     case DataType::kFloat64:
-    case DataType::kInt64:
-      return 8;
+    case DataType::kInt64: return 8;
     case DataType::kFloat16:
-    case DataType::kBFloat16:
-      return 2;
+    case DataType::kBFloat16: return 2;
     case DataType::kBool:
-    case DataType::kUInt8:
-      return 1;
+    case DataType::kUInt8: return 1;
   }
   return 0;
 }

@@ -17,8 +17,8 @@
 namespace penstock::cpu {
 namespace {
 
-// A tile register is 16 rows of 64 bytes. TDPBF16PS: C (16 x 16 float32) += A (16 rows of m, each 16
-// pairs along k) times B (16 rows of pairs along k, each 16 columns of n).
+// A tile register is 16 rows of 64 bytes. TDPBF16PS: C (16 x 16 float32) += A (16 rows of m, each
+// 16 pairs along k) times B (16 rows of pairs along k, each 16 columns of n).
 constexpr std::int64_t kTile = 16;
 constexpr std::int64_t kDepth = 32;  // k per tile
 constexpr std::int64_t kBlock = 32;  // C is computed in blocks of 2 x 2 tiles
@@ -42,7 +42,8 @@ struct TileConfig {
 };
 
 // Packing takes a short run from each of many rows, which no hardware prefetcher follows, so the
-// rows of the next tile are asked for. Addresses past the end are harmless: a prefetch cannot fault.
+// rows of the next tile are asked for. Addresses past the end are harmless: a prefetch cannot
+// fault.
 
 // Sixteen float32 as three bfloat16 each, in the high halves of 32-bit lanes (what lies in the low
 // halves does not count). Rounding to nearest leaves each part at most 2^-8 of the one before, so
@@ -60,8 +61,7 @@ inline void split(__m512 x, __m512i out[kParts]) {
 class Magnitude {
  public:
   void see(__m512 x) {
-    const __m512i bits =
-        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
     largest_ = _mm512_max_epu32(largest_, bits);
   }
   std::uint32_t largest() const { return _mm512_reduce_max_epu32(largest_); }
@@ -143,8 +143,7 @@ inline void lines_from_rows(const float* source, std::int64_t ld, std::int64_t r
     split(x, a);
     split(y, b);
     for (int p = 0; p < kParts; ++p) {
-      _mm512_store_si512(out + p * kPartLines + i,
-                         _mm512_permutex2var_epi16(a[p], halves, b[p]));
+      _mm512_store_si512(out + p * kPartLines + i, _mm512_permutex2var_epi16(a[p], halves, b[p]));
     }
   }
 }
@@ -177,8 +176,8 @@ inline void lines_from_pairs(const float* source, std::int64_t ld, std::int64_t 
 // Pack `count` rows of op(A), or columns of op(B), over `depth` of k into panels of 32. `along_k`:
 // the source is contiguous along k. `is_b`: lines run over pairs along k, else over rows. Returns
 // the largest magnitude.
-std::uint32_t pack(bool along_k, bool is_b, const float* source, std::int64_t ld, std::int64_t count,
-          std::int64_t depth, char* out) {
+std::uint32_t pack(bool along_k, bool is_b, const float* source, std::int64_t ld,
+                   std::int64_t count, std::int64_t depth, char* out) {
   Magnitude magnitude;
   const std::int64_t steps = (depth + kDepth - 1) / kDepth;
   for (std::int64_t i = 0; i < count; i += kBlock) {
@@ -223,16 +222,16 @@ void block(const char* a, const char* b, std::int64_t steps, bool fresh, float* 
     _tile_loadd(2, c + kTile * ldc, row);
     _tile_loadd(3, c + kTile * ldc + kTile, row);
   }
-#define PENSTOCK_LOAD_A(p)                                \
-  _tile_loadd(4, a + ((p) * 2) * kTileBytes, 64);         \
+#define PENSTOCK_LOAD_A(p)                        \
+  _tile_loadd(4, a + ((p) * 2) * kTileBytes, 64); \
   _tile_loadd(5, a + ((p) * 2 + 1) * kTileBytes, 64)
-#define PENSTOCK_LOAD_B(p)                                \
-  _tile_loadd(6, b + ((p) * 2) * kTileBytes, 64);         \
+#define PENSTOCK_LOAD_B(p)                        \
+  _tile_loadd(6, b + ((p) * 2) * kTileBytes, 64); \
   _tile_loadd(7, b + ((p) * 2 + 1) * kTileBytes, 64)
-#define PENSTOCK_MULTIPLY   \
-  _tile_dpbf16ps(0, 4, 6);  \
-  _tile_dpbf16ps(1, 4, 7);  \
-  _tile_dpbf16ps(2, 5, 6);  \
+#define PENSTOCK_MULTIPLY  \
+  _tile_dpbf16ps(0, 4, 6); \
+  _tile_dpbf16ps(1, 4, 7); \
+  _tile_dpbf16ps(2, 5, 6); \
   _tile_dpbf16ps(3, 5, 7)
   for (std::int64_t s = 0; s < steps; ++s) {
     // Small terms first, as far as the reuse of loaded tiles allows.
@@ -360,8 +359,8 @@ void amx_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b, st
     for (std::int64_t round = 0; round < cut.rounds; ++round) {
       const std::int64_t k0 = cut.first_step(round) * kDepth;
       const std::uint32_t here =
-          pack(trans_b, true, b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0), ldb,
-               cut.columns(j0), cut.depth(round), out + cut.offset(j0, round));
+          pack(trans_b, true, b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0), ldb, cut.columns(j0),
+               cut.depth(round), out + cut.offset(j0, round));
       largest = here > largest ? here : largest;
     }
   }
@@ -394,8 +393,7 @@ void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::i
       for (std::int64_t i0 = 0; i0 < m; i0 += kMaxRows) {
         const std::int64_t rows = m - i0 < kMaxRows ? m - i0 : kMaxRows;
         const float* a_piece = a + (trans_a ? k0 * lda + i0 : i0 * lda + k0);
-        const std::uint32_t largest_a =
-            pack(!trans_a, false, a_piece, lda, rows, depth, buffers.a);
+        const std::uint32_t largest_a = pack(!trans_a, false, a_piece, lda, rows, depth, buffers.a);
         const bool fresh = round == 0 && beta == 0.0f;
         if (!fit(largest_a, largest_b)) {
           blas_gemm(trans_a, trans_b, rows, columns, depth, a_piece, lda, b_piece, ldb,

@@ -63,8 +63,8 @@ void blas_gemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k,
                std::int64_t ldc) {
   use_one_thread();
   PENSTOCK_BLAS_SYMBOL(cblas_sgemm)
-  (kRowMajor, ta ? kTrans : kNoTrans, tb ? kTrans : kNoTrans, narrow(m), narrow(n), narrow(k),
-   1.0f, a, narrow(lda), b, narrow(ldb), beta, c, narrow(ldc));
+  (kRowMajor, ta ? kTrans : kNoTrans, tb ? kTrans : kNoTrans, narrow(m), narrow(n), narrow(k), 1.0f,
+   a, narrow(lda), b, narrow(ldb), beta, c, narrow(ldc));
 }
 
 void blas_gemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, const double* a,
@@ -72,8 +72,8 @@ void blas_gemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k,
                std::int64_t ldc) {
   use_one_thread();
   PENSTOCK_BLAS_SYMBOL(cblas_dgemm)
-  (kRowMajor, ta ? kTrans : kNoTrans, tb ? kTrans : kNoTrans, narrow(m), narrow(n), narrow(k),
-   1.0, a, narrow(lda), b, narrow(ldb), beta, c, narrow(ldc));
+  (kRowMajor, ta ? kTrans : kNoTrans, tb ? kTrans : kNoTrans, narrow(m), narrow(n), narrow(k), 1.0,
+   a, narrow(lda), b, narrow(ldb), beta, c, narrow(ldc));
 }
 
 std::string blas_name() {

@@ -26,9 +26,8 @@ std::size_t gemm_workspace_bytes() { return 0; }
 int device_count(char*, std::size_t) { return 1; }
 void prepare_device(int) {}
 
-void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
-                   std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
-                   std::int64_t ldc) {
+void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, std::int64_t lda,
+                   const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
   gemm_kernels().f32(false, true, m, n, k, a, lda, b, ldb, beta, c, ldc);
 }
 void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const double* a,
@@ -94,9 +93,13 @@ To cast(From v) {
   return static_cast<To>(v);
 }
 template <>
-Float16 cast(float v) { return Float16::from(v); }
+Float16 cast(float v) {
+  return Float16::from(v);
+}
 template <>
-BFloat16 cast(float v) { return BFloat16::from(v); }
+BFloat16 cast(float v) {
+  return BFloat16::from(v);
+}
 
 template <class From, class To>
 void convert_as(const TensorView& src, const TensorView& dst) {
@@ -112,7 +115,8 @@ void convert_as(const TensorView& src, const TensorView& dst) {
   for (std::int64_t i = 0; i < n[0]; ++i) {
     for (std::int64_t j = 0; j < n[1]; ++j) {
       for (std::int64_t k = 0; k < n[2]; ++k) {
-        const From* s = static_cast<const From*>(src.data) + i * from[0] + j * from[1] + k * from[2];
+        const From* s =
+            static_cast<const From*>(src.data) + i * from[0] + j * from[1] + k * from[2];
         To* d = static_cast<To*>(dst.data) + i * to[0] + j * to[1] + k * to[2];
         if (from[3] == 1 && to[3] == 1) {
           if constexpr (std::is_same_v<From, To>) {
@@ -149,7 +153,8 @@ void convert(const Context&, const TensorView& src, const TensorView& dst) {
   if (is(DataType::kFloat32, DataType::kFloat16)) return convert_as<float, Float16>(src, dst);
   if (is(DataType::kBFloat16, DataType::kFloat32)) return convert_as<BFloat16, float>(src, dst);
   if (is(DataType::kFloat32, DataType::kBFloat16)) return convert_as<float, BFloat16>(src, dst);
-  if (is(DataType::kBool, DataType::kUInt8)) return convert_as<std::uint8_t, std::uint8_t>(src, dst);
+  if (is(DataType::kBool, DataType::kUInt8))
+    return convert_as<std::uint8_t, std::uint8_t>(src, dst);
   if (is(DataType::kInt32, DataType::kInt64)) {
     const TensorView& s = src;
     const auto* from = static_cast<const std::int32_t*>(s.data);
@@ -194,14 +199,22 @@ void for_each_item(const Context&, std::int64_t n, double work, ItemFunction fn,
 
 const Backend& cpu_backend() {
   static const Backend backend = {
-      kBackendAbi,       "cpu",
-      DeviceType::kCpu,  /*host_accessible=*/true,
-      /*alignment=*/64,  &cpu::compute_dtype,
-      &cpu::gemm_workspace_bytes, &cpu::device_count,
-      &cpu::prepare_device,       &cpu::gemm,
-      &cpu::convert,              &cpu::fill_zero,
-      &cpu::zero_padded,          &cpu::for_each_item,
-      &cpu::cell_kernels,         &cpu::packed_b_bytes,
+      kBackendAbi,
+      "cpu",
+      DeviceType::kCpu,
+      /*host_accessible=*/true,
+      /*alignment=*/64,
+      &cpu::compute_dtype,
+      &cpu::gemm_workspace_bytes,
+      &cpu::device_count,
+      &cpu::prepare_device,
+      &cpu::gemm,
+      &cpu::convert,
+      &cpu::fill_zero,
+      &cpu::zero_padded,
+      &cpu::for_each_item,
+      &cpu::cell_kernels,
+      &cpu::packed_b_bytes,
       &cpu::pack_b,
   };
   return backend;

@@ -44,9 +44,8 @@ void dot_tile(std::int64_t k, const T* a, std::int64_t lda, const T* b, std::int
 }
 
 template <class T>
-void dot_product_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const T* a,
-                      std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c,
-                      std::int64_t ldc) {
+void dot_product_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const T* a, std::int64_t lda,
+                      const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc) {
   std::int64_t i = 0;
   for (; i + 2 <= m; i += 2) {
     std::int64_t j = 0;

@@ -18,8 +18,12 @@ const char* isa_name();
 template <class T>
 const T& pick(const T& base, const T* avx2, const T* avx512) {
   switch (isa()) {
-    case Isa::kAvx512: if (avx512 != nullptr) return *avx512; [[fallthrough]];
-    case Isa::kAvx2: if (avx2 != nullptr) return *avx2; [[fallthrough]];
+    case Isa::kAvx512:
+      if (avx512 != nullptr) return *avx512;
+      [[fallthrough]];
+    case Isa::kAvx2:
+      if (avx2 != nullptr) return *avx2;
+      [[fallthrough]];
     case Isa::kBase: break;
   }
   return base;
@@ -30,15 +34,23 @@ const T& pick(const T& base, const T* avx2, const T* avx512) {
 // PENSTOCK_CPU_KERNEL_TABLE(Table, name) declares `const Table& name()`, which returns this
 // processor's table; each per-ISA object defines its own `const Table& name()` in its namespace.
 #if defined(__x86_64__) || defined(_M_X64)
-#define PENSTOCK_CPU_KERNEL_TABLE(Table, name)                              \
-  namespace isa_base { const Table& name(); }                              \
-  namespace isa_avx2 { const Table& name(); }                              \
-  namespace isa_avx512 { const Table& name(); }                            \
-  inline const Table& name() {                                             \
+#define PENSTOCK_CPU_KERNEL_TABLE(Table, name)                                              \
+  namespace isa_base {                                                                      \
+  const Table& name();                                                                      \
+  }                                                                                         \
+  namespace isa_avx2 {                                                                      \
+  const Table& name();                                                                      \
+  }                                                                                         \
+  namespace isa_avx512 {                                                                    \
+  const Table& name();                                                                      \
+  }                                                                                         \
+  inline const Table& name() {                                                              \
     return ::penstock::cpu::pick(isa_base::name(), &isa_avx2::name(), &isa_avx512::name()); \
   }
 #else
-#define PENSTOCK_CPU_KERNEL_TABLE(Table, name)  \
-  namespace isa_base { const Table& name(); }  \
+#define PENSTOCK_CPU_KERNEL_TABLE(Table, name) \
+  namespace isa_base {                         \
+  const Table& name();                         \
+  }                                            \
   inline const Table& name() { return isa_base::name(); }
 #endif

@@ -118,7 +118,9 @@ void Pool::work(int id) {
     if (!mine) continue;
     drain();
     if (active_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      { std::lock_guard<std::mutex> lock(mutex_); }
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+      }
       done_.notify_one();
     }
   }

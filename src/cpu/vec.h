@@ -75,8 +75,8 @@ struct Vec {
 #if defined(__AVX512F__)
 template <>
 PENSTOCK_INLINE Vec<float> Vec<float>::load(const float* p, int n) {
-  return Vec(reinterpret_cast<Native>(
-      _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p)));
+  return Vec(
+      reinterpret_cast<Native>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p)));
 }
 template <>
 PENSTOCK_INLINE void Vec<float>::store(float* p, int n) const {
@@ -84,8 +84,8 @@ PENSTOCK_INLINE void Vec<float>::store(float* p, int n) const {
 }
 template <>
 PENSTOCK_INLINE Vec<double> Vec<double>::load(const double* p, int n) {
-  return Vec(reinterpret_cast<Native>(
-      _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1u), p)));
+  return Vec(
+      reinterpret_cast<Native>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1u), p)));
 }
 template <>
 PENSTOCK_INLINE void Vec<double>::store(double* p, int n) const {
@@ -105,14 +105,12 @@ PENSTOCK_INLINE void Vec<float>::store(float* p, int n) const {
 }
 template <>
 PENSTOCK_INLINE Vec<double> Vec<double>::load(const double* p, int n) {
-  const __m256i mask =
-      _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+  const __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
   return Vec(reinterpret_cast<Native>(_mm256_maskload_pd(p, mask)));
 }
 template <>
 PENSTOCK_INLINE void Vec<double>::store(double* p, int n) const {
-  const __m256i mask =
-      _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+  const __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
   _mm256_maskstore_pd(p, mask, reinterpret_cast<__m256d>(v));
 }
 #else
@@ -129,15 +127,25 @@ PENSTOCK_INLINE void Vec<T>::store(T* p, int n) const {
 #endif
 
 template <class T>
-PENSTOCK_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return Vec<T>(a.v + b.v); }
+PENSTOCK_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  return Vec<T>(a.v + b.v);
+}
 template <class T>
-PENSTOCK_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return Vec<T>(a.v - b.v); }
+PENSTOCK_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
+  return Vec<T>(a.v - b.v);
+}
 template <class T>
-PENSTOCK_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return Vec<T>(a.v * b.v); }
+PENSTOCK_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  return Vec<T>(a.v * b.v);
+}
 template <class T>
-PENSTOCK_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return Vec<T>(a.v / b.v); }
+PENSTOCK_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
+  return Vec<T>(a.v / b.v);
+}
 template <class T>
-PENSTOCK_INLINE Vec<T> operator-(Vec<T> a) { return Vec<T>(-a.v); }
+PENSTOCK_INLINE Vec<T> operator-(Vec<T> a) {
+  return Vec<T>(-a.v);
+}
 
 template <class T>
 PENSTOCK_INLINE T horizontal_sum(Vec<T> a) {
