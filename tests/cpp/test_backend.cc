@@ -240,6 +240,120 @@ TEST_P(OnBackend, HasADevice) {
   EXPECT_EQ(backend().cell_kernels("no such cell"), nullptr);
 }
 
+/// A float32 product large enough for the matrix unit, where there is one, against sums in double.
+class LargeProduct {
+ public:
+  LargeProduct(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k)
+      : trans_a_(trans_a), trans_b_(trans_b), m_(m), n_(n), k_(k) {
+    Numbers numbers(static_cast<std::uint64_t>(m + n + k));
+    const auto narrow = [](const std::vector<double>& v) {
+      return std::vector<float>(v.begin(), v.end());
+    };
+    a = narrow(numbers.take(m * k));
+    b = narrow(numbers.take(k * n));
+    c = narrow(numbers.take(m * n));
+  }
+
+  std::vector<double> expected(double beta) const {
+    std::vector<double> sums(at(m_ * n_));
+    for (std::int64_t i = 0; i < m_; ++i) {
+      for (std::int64_t p = 0; p < k_; ++p) {
+        const double left = a[at(trans_a_ ? p * m_ + i : i * k_ + p)];
+        for (std::int64_t j = 0; j < n_; ++j) {
+          sums[at(i * n_ + j)] += left * b[at(trans_b_ ? j * k_ + p : p * n_ + j)];
+        }
+      }
+    }
+    for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += beta == 0.0 ? 0.0 : beta * c[i];
+    return sums;
+  }
+
+  std::vector<float> run(double beta, bool packed) const {
+    const Context ctx = Context::cpu();
+    const Backend& backend = ctx.backend();
+    std::vector<float> out = c;
+    GemmArgs g;
+    g.trans_a = trans_a_;
+    g.trans_b = trans_b_;
+    g.m = m_, g.n = n_, g.k = k_;
+    g.a = a.data();
+    g.lda = trans_a_ ? m_ : k_;
+    g.b = b.data();
+    g.ldb = trans_b_ ? k_ : n_;
+    g.beta = beta;
+    g.c = out.data();
+    g.ldc = n_;
+    const std::size_t bytes =
+        backend.packed_b_bytes == nullptr ? 0 : backend.packed_b_bytes(g.dtype, n_, k_);
+    const Array form = Array::bytes(bytes);
+    if (packed && bytes > 0) {
+      backend.pack_b(ctx, g, form.view().data);
+      g.packed_b = form.view().data;
+    }
+    backend.gemm(ctx, g);
+    return out;
+  }
+
+  /// Largest error over the largest element.
+  double error(double beta, bool packed) const {
+    const auto want = expected(beta);
+    const auto got = run(beta, packed);
+    double worst = 0.0, largest = 0.0;
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want[i]));
+      largest = std::max(largest, std::abs(want[i]));
+    }
+    return worst / largest;
+  }
+
+  std::vector<float> a, b, c;
+
+ private:
+  bool trans_a_, trans_b_;
+  std::int64_t m_, n_, k_;
+};
+
+TEST(LargeProducts, AreFloat32ToTheLastBits) {
+  const std::int64_t sizes[][3] = {{200, 312, 520}, {97, 401, 200}, {64, 64, 1100}};
+  for (const auto& s : sizes) {
+    for (int trans = 0; trans < 4; ++trans) {
+      const LargeProduct product((trans & 1) != 0, (trans & 2) != 0, s[0], s[1], s[2]);
+      for (bool packed : {false, true}) {
+        for (double beta : {0.0, 1.0, 0.5}) {
+          EXPECT_LE(product.error(beta, packed), 1e-6)
+              << s[0] << ' ' << s[1] << ' ' << s[2] << " trans " << trans << " beta " << beta;
+        }
+        EXPECT_EQ(product.run(1.0, packed), product.run(1.0, !packed));
+      }
+    }
+  }
+}
+
+TEST(LargeProducts, KeepTheirPrecisionAtEveryScale) {
+  for (double scale : {1e-37, 1e-30, 1e-20, 1e20, 1e35}) {
+    LargeProduct product(false, true, 130, 200, 300);
+    for (float& v : product.a) v = static_cast<float>(v * scale);
+    for (float& v : product.c) v = static_cast<float>(v * scale);
+    for (bool packed : {false, true}) EXPECT_LE(product.error(1.0, packed), 2e-6) << scale;
+  }
+}
+
+TEST(LargeProducts, KeepInfinityAndNaNInTheirRowsAndColumns) {
+  LargeProduct product(false, true, 130, 200, 300);
+  product.a[5 * 300 + 7] = INFINITY;
+  product.a[100 * 300] = 3e38f;  // finite, and too large to be rounded up
+  product.b[42 * 300 + 9] = NAN;
+  for (bool packed : {false, true}) {
+    const auto want = product.expected(0.0);
+    const auto got = product.run(0.0, packed);
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      const auto narrow = static_cast<float>(want[i]);
+      ASSERT_EQ(std::isnan(got[i]), std::isnan(narrow)) << i;
+      ASSERT_EQ(std::isinf(got[i]), std::isinf(narrow)) << i;
+    }
+  }
+}
+
 TEST(CudaPlugin, SaysInWordsWhyItIsOff) {
   const Config c = config();
   EXPECT_FALSE(c.cuda_status.empty());
