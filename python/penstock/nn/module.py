@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from penstock._arrays import array_module
+from penstock._arrays import aligned, array_module
 from penstock.nn._random import rng_state, set_rng_state
 
 Array = Any  #: numpy.ndarray or cupy.ndarray
@@ -170,7 +170,7 @@ class Layer:
     # -- registration, for subclasses ---------------------------------------------------------
 
     def _add_parameter(self, name: str, array: Array) -> None:
-        self._parameters[name] = array
+        self._parameters[name] = aligned(array)
 
     def _add_buffer(self, name: str, array: Array) -> None:
         self._buffers[name] = array
@@ -217,7 +217,7 @@ class Layer:
             for name, array in table.items()
         ]
         for table, name, array in moved:
-            table[name] = array
+            table[name] = aligned(array)
         for _, layer in self._walk():
             layer._refresh()
         return self
