@@ -191,7 +191,8 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         machine = describe("penstock", "torch", "sru", "numpy")
-        machine["penstock"] = penstock.config()
+        config = penstock.config()
+        machine["penstock"] = {k: config[k] for k in ("cpu_isa", "blas", "blas_core", "compiler")}
         args.out.write_text(
             json.dumps({"machine": machine, "results": results, "recurrence": recurrence}, indent=1)
             + "\n"

@@ -53,8 +53,8 @@ def commands_of_readme() -> list[str]:
     return [block.strip() for block in re.findall(r"^```sh\n(.*?)^```", section, re.M | re.S)]
 
 
-def load_readme_table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "bench/readme_table.py")
+def load_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "bench/tables.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -190,16 +190,16 @@ def test_readme_names_every_setting() -> None:
     assert not missing
 
 
-def test_readme_table_is_what_was_measured() -> None:
-    module = load_readme_table()
+def test_tables_are_what_was_measured() -> None:
+    module = load_tables()
     results = ROOT / module.RESULTS
     if not results.exists():
         pytest.skip(f"there is no {module.RESULTS}")
-    assert module.replaced(README, module.table(json.loads(results.read_text()))) == README
+    assert module.outdated(json.loads(results.read_text())) == []
 
 
-def test_readme_table_of_given_results() -> None:
-    module = load_readme_table()
+def test_layer_table_of_given_results() -> None:
+    module = load_tables()
     times = {
         "penstock.SRU": {"ms": 2.0},
         "torch.nn.LSTM": {"ms": 5.0},
@@ -217,7 +217,7 @@ def test_readme_table_of_given_results() -> None:
         "date": "2025-01-01",
         "versions": {"a": "1", "b": None},
     }
-    lines = module.table({"machine": machine, "results": rows}).splitlines()
+    lines = module.layer({"machine": machine, "results": rows}).splitlines()
     assert lines[0] == (
         "| (T, B, D, H) | pass | threads | penstock.SRU | torch.nn.LSTM | sru | matrix products |"
     )
@@ -225,7 +225,7 @@ def test_readme_table_of_given_results() -> None:
     assert lines[3] == "| (7, 1, 4, 4) | forward + backward | 1 | **0.5** | – | 123 (246.8×) | – |"
     assert lines[-1].endswith("P, 2 cores, 2025-01-01; a 1.")
     with pytest.raises(ValueError, match="expected the marks"):
-        module.replaced("no marks here", "")
+        module.replaced("no marks here", "layer", "")
 
 
 # ---- project files ---------------------------------------------------------------------------
