@@ -19,7 +19,7 @@ class PENSTOCK_EXPORT Context {
   /// The first call for a device loads the CUDA plugin and creates its cuBLAS handle, so make it
   /// outside of stream capture. Throws Error(kRuntime) saying why CUDA cannot be used.
   static Context cuda(int index, void* stream);
-  /// Any registered backend, for tests: "cpu", "cuda".
+  /// A backend of one's own, for tests.
   static Context with_backend(const Backend& backend, Device device, void* stream);
 
   Device device() const { return device_; }

@@ -86,10 +86,13 @@ struct SruBackwardArgs : SruInputs {
 PENSTOCK_EXPORT std::size_t sru_forward_workspace_bytes(const Context&, const SruForwardArgs&);
 /// Bytes that sru_forward keeps for sru_backward; 0 without need_grad.
 PENSTOCK_EXPORT std::size_t sru_reserve_bytes(const Context&, const SruForwardArgs&);
+/// Bytes of scratch memory that sru_backward needs. Which outputs are given counts: give the same
+/// ones, if only as views without memory.
 PENSTOCK_EXPORT std::size_t sru_backward_workspace_bytes(const Context&, const SruBackwardArgs&);
 
-/// Compute y and c_last. Never allocates; on CUDA, ordered on the context's stream and safe under
-/// stream capture. Throws Error and writes nothing if an argument is wrong.
+/// Compute y and c_last. Allocates nothing (the CPU's threads, and packing buffers of 1.4 MB each
+/// for large products, are made once and kept); on CUDA, ordered on the context's stream and safe
+/// under stream capture. Throws Error and writes nothing if an argument is wrong.
 PENSTOCK_EXPORT void sru_forward(const Context&, const SruForwardArgs&);
 /// Gradients of every input and parameter, with the inputs that sru_forward was given.
 PENSTOCK_EXPORT void sru_backward(const Context&, const SruBackwardArgs&);

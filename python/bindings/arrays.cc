@@ -29,10 +29,13 @@ bool is_cupy(py::handle object) {
   static PyTypeObject* type = nullptr;
   PyTypeObject* actual = Py_TYPE(object.ptr());
   if (type != nullptr) return actual == type;
-  if (std::strcmp(actual->tp_name, "cupy.ndarray") != 0 &&
-      std::strcmp(actual->tp_name, "cupy._core.core.ndarray") != 0) {
-    return false;
-  }
+  // A class made in Python has its name alone in tp_name.
+  const char* dot = std::strrchr(actual->tp_name, '.');
+  if (std::strcmp(dot == nullptr ? actual->tp_name : dot + 1, "ndarray") != 0) return false;
+  const py::object module = py::getattr(py::type::handle_of(object), "__module__", py::str(""));
+  if (!py::isinstance<py::str>(module)) return false;
+  const auto name = module.cast<std::string>();
+  if (name != "cupy" && name.rfind("cupy.", 0) != 0) return false;
   type = actual;
   return true;
 }
@@ -97,7 +100,7 @@ Array::Array(const char* name, py::handle object, std::uintptr_t stream) {
   } else if (is_cupy(object)) {
     from_cupy(name, object);
   } else if (PyObject_TypeCheck(object.ptr(), numpy_array_type())) {
-    if (py::hasattr(object, "mask") && type_name(object) == "MaskedArray") {
+    if (py::hasattr(object, "mask") && py::hasattr(object, "filled")) {
       fail(ErrorCode::kType, name,
            "expected an array without a mask, which would be lost; use .filled() (actual: "
            "MaskedArray)");
@@ -163,13 +166,21 @@ void Array::from_cupy(const char* name, py::handle object) {
   }
   const py::tuple shape = object.attr("shape"), strides = object.attr("strides");
   set_rank(name, &view_, static_cast<std::int64_t>(shape.size()));
+  bool aligned = true;
   for (int axis = 0; axis < view_.rank; ++axis) {
     const auto at = static_cast<std::size_t>(axis);
     view_.shape[axis] = shape[at].cast<std::int64_t>();
-    view_.strides[axis] = strides[at].cast<std::int64_t>() / dtype.itemsize();
+    const auto stride = strides[at].cast<std::int64_t>();
+    view_.strides[axis] = stride / dtype.itemsize();
+    aligned = aligned && (stride % dtype.itemsize() == 0 || view_.shape[axis] <= 1);
   }
   tidy_strides(&view_);
-  view_.data = reinterpret_cast<void*>(object.attr("data").attr("ptr").cast<std::uintptr_t>());
+  const auto address = object.attr("data").attr("ptr").cast<std::uintptr_t>();
+  if (!aligned || address % static_cast<std::uintptr_t>(dtype.itemsize()) != 0) {
+    fail(ErrorCode::kBuffer, name,
+         "expected elements at multiples of their size (actual: a view between them)");
+  }
+  view_.data = reinterpret_cast<void*>(address);
   view_.device = {DeviceType::kCuda, object.attr("device").attr("id").cast<std::int32_t>()};
 }
 
@@ -188,13 +199,24 @@ void Array::from_dlpack(const char* name, py::handle object, std::uintptr_t stre
   const py::object export_ = object.attr("__dlpack__");
   py::object capsule;
   try {
-    arguments["max_version"] = py::make_tuple(dlpack::kMajorVersion, 0);
-    capsule = export_(**arguments);
+    try {
+      arguments["max_version"] = py::make_tuple(dlpack::kMajorVersion, 0);
+      capsule = export_(**arguments);
+    } catch (py::error_already_set& e) {
+      if (!e.matches(PyExc_TypeError)) throw;
+      // A producer older than version 1.
+      PyDict_DelItemString(arguments.ptr(), "max_version");
+      capsule = export_(**arguments);
+    }
   } catch (py::error_already_set& e) {
-    if (!e.matches(PyExc_TypeError)) throw;
-    // A producer older than version 1.
-    PyDict_DelItemString(arguments.ptr(), "max_version");
-    capsule = export_(**arguments);
+    // A refusal, for example of an array that requires a gradient: say which array.
+    const std::string words = std::string("expected an array that can be exported (actual: ") +
+                              std::string(py::str(e.value())) + ")";
+    if (e.matches(PyExc_BufferError)) fail(ErrorCode::kBuffer, name, words);
+    if (e.matches(PyExc_ValueError)) fail(ErrorCode::kValue, name, words);
+    if (e.matches(PyExc_TypeError)) fail(ErrorCode::kType, name, words);
+    if (e.matches(PyExc_RuntimeError)) fail(ErrorCode::kRuntime, name, words);
+    throw;
   }
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
     auto* managed = static_cast<dlpack::ManagedTensorVersioned*>(
@@ -287,7 +309,9 @@ Array Allocator::array(const char* name, std::initializer_list<std::int64_t> sha
     py::tuple dims(shape.size());
     std::size_t axis = 0;
     for (std::int64_t n : shape) dims[axis++] = n;
-    return Array(name, empty_(dims), stream_);
+    Array made(name, empty_(dims), stream_);
+    made.make_writable();
+    return made;
   }
   const py::array array(dtype_like(like_), std::vector<py::ssize_t>(shape.begin(), shape.end()));
   return Array(name, array, stream_);
@@ -301,6 +325,7 @@ Bytes::Bytes(const Allocator& allocator, std::size_t bytes) {
     return;
   }
   array_ = Array("workspace", allocator.empty_bytes_(n), allocator.stream_);
+  array_.make_writable();
   view_ = array_.view();
 }
 

@@ -29,6 +29,9 @@ class Array {
 
   const TensorView& view() const { return view_; }
   const py::object& object() const { return owner_; }
+  /// Write to it all the same: for arrays that were made for this call, whose producer's DLPack
+  /// export may be too old to say that they may be written.
+  void make_writable() { view_.read_only = false; }
 
  private:
   void from_numpy(const char* name, py::handle object);
@@ -70,7 +73,6 @@ class Bytes {
   Bytes() = default;
   Bytes(const Allocator& allocator, std::size_t bytes);
   const TensorView& view() const { return view_; }
-  const Device& device() const { return view_.device; }
 
  private:
   HostBlock block_;

@@ -102,10 +102,10 @@ struct Saved {
   std::unique_ptr<Inputs> inputs;
   Bytes reserve;
   py::object empty, empty_bytes;
-  std::uintptr_t stream = 0;
 };
 
-std::size_t aligned(std::size_t bytes) { return bytes == 0 ? 1 : bytes; }
+// A buffer of no bytes would have no address.
+std::size_t at_least_one(std::size_t bytes) { return bytes == 0 ? 1 : bytes; }
 
 py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::handle bias,
                   py::handle c0, py::handle mask_pad, py::handle lengths, py::handle mask_c,
@@ -127,9 +127,9 @@ py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::hand
   const std::int64_t width = args.bias.shape[0] * args.bias.shape[2];
   const Array y = allocator.array("y", {args.x.shape[0], args.x.shape[1], width});
   const Array c_last = allocator.array("c_last", {args.x.shape[1], width});
-  const Bytes workspace(allocator, aligned(workspace_bytes));
+  const Bytes workspace(allocator, at_least_one(workspace_bytes));
   Bytes reserve;
-  if (need_grad) reserve = Bytes(allocator, aligned(reserve_bytes));
+  if (need_grad) reserve = Bytes(allocator, at_least_one(reserve_bytes));
   args.y = y.view();
   args.c_last = c_last.view();
   args.workspace = workspace.view();
@@ -144,7 +144,6 @@ py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::hand
   saved->reserve = std::move(reserve);
   saved->empty = empty;
   saved->empty_bytes = empty_bytes;
-  saved->stream = stream;
   return py::make_tuple(y.object(), c_last.object(), std::move(saved));
 }
 
@@ -180,7 +179,7 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dc_last_, std:
   args.dc0 = dc0.view();
   args.dmask_c = dmask_c.view();
   args.dx_skip = dx_skip.view();
-  const Bytes workspace(allocator, aligned(sru_backward_workspace_bytes(ctx, args)));
+  const Bytes workspace(allocator, at_least_one(sru_backward_workspace_bytes(ctx, args)));
   args.workspace = workspace.view();
   {
     const GilRelease release;

@@ -58,6 +58,10 @@ class Caller:
         """The library's current stream on x's device, a cudaStream_t as an integer."""
         return 0
 
+    def call(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the extension module with x's device current."""
+        return function(*args)
+
     def hand_over(self, output: Array) -> Array:
         """Turn what was allocated into an array of the caller's library."""
         return output
@@ -98,6 +102,10 @@ class _CuPy(Caller):
         with x.device:
             return cupy.asarray(array)
 
+    def call(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+        with x.device:
+            return function(*args)
+
 
 class _Torch(Caller):
     def empty(self, x: Array) -> Callable[[tuple[int, ...]], Array]:
@@ -116,6 +124,14 @@ class _Torch(Caller):
         import torch
 
         return int(torch.cuda.current_stream(x.device).cuda_stream)
+
+    def call(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+        if x.device.type != "cuda":
+            return function(*args)
+        import torch
+
+        with torch.cuda.device(x.device):
+            return function(*args)
 
     def from_numpy(self, array: np.ndarray, x: Array) -> Array:
         import torch

@@ -95,7 +95,9 @@ def sru(
     Returns:
         ``SRUOutput(y, c_last, backprop)``: y (T, B, dirs·H), c_last (B, dirs·H), both of the
         caller's library, and ``backprop(dy=None, dc_last=None) -> SRUGrads``, None if not
-        ``need_grad``. ``backprop`` reads the inputs again: do not change them in between.
+        ``need_grad``. ``backprop`` reads the inputs again: do not change them in between. On a
+        GPU, call it on the stream of the forward pass, or order the streams and keep ``backprop``
+        until both are done: its memory belongs to that stream.
 
     Raises:
         ValueError: a shape or a value is wrong.
@@ -106,8 +108,8 @@ def sru(
     if lengths is not None:
         lengths = host_lengths(lengths, x, caller)
     stream = caller.stream(x)
-    y, c_last, saved = _core.sru_forward(
-        x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip,
+    y, c_last, saved = caller.call(
+        x, _core.sru_forward, x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip,
         activation, skip, scale_x, mask_site, direction, need_grad,
         caller.empty(x), caller.empty_bytes(x), stream,
     )  # fmt: skip
@@ -115,7 +117,7 @@ def sru(
         return SRUOutput(caller.hand_over(y), caller.hand_over(c_last), None)
 
     def backprop(dy: Array | None = None, dc_last: Array | None = None) -> SRUGrads:
-        grads = _core.sru_backward(saved, dy, dc_last, caller.stream(x))
+        grads = caller.call(x, _core.sru_backward, saved, dy, dc_last, caller.stream(x))
         return SRUGrads(*map(caller.hand_over, grads))
 
     return SRUOutput(caller.hand_over(y), caller.hand_over(c_last), backprop)

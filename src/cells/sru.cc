@@ -109,6 +109,12 @@ Dims check_inputs(Checker& check, const Context& ctx, const SruInputs& in) {
   if (static_cast<int>(in.activation) < 0 || static_cast<int>(in.activation) > 2) {
     check.fail(ErrorCode::kValue, "activation", "expected identity, tanh or relu");
   }
+  if (in.mask_site != MaskSite::kOutput && in.mask_site != MaskSite::kState) {
+    check.fail(ErrorCode::kValue, "mask_site", "expected kOutput or kState");
+  }
+  if (static_cast<int>(in.direction) < 0 || static_cast<int>(in.direction) > 2) {
+    check.fail(ErrorCode::kValue, "direction", "expected kForward, kReverse or kBidirectional");
+  }
   return d;
 }
 
@@ -198,7 +204,16 @@ class Call {
     }
   }
 
-  void prepare_inputs(bool zero_padded_x) {
+  /// `forward`: for u = x · weight^T; otherwise for products over time and dx = du · weight.
+  void prepare_inputs(bool forward) {
+    const Backend& backend = ctx_.backend();
+    const Group widest = group(0);
+    if (plan_.pack_weight && backend.packed_b_bytes != nullptr) {
+      operand_bytes_ = forward ? backend.packed_b_bytes(dims_.compute, widest.columns, dims_.input)
+                               : backend.packed_b_bytes(dims_.compute, dims_.input, widest.columns);
+      operand_bytes_ =
+          (operand_bytes_ + backend.alignment - 1) / backend.alignment * backend.alignment;
+    }
     if (in_.mask_pad.given()) {
       padding_.pad = static_cast<const std::uint8_t*>(contiguous(in_.mask_pad, in_.mask_pad.dtype));
     }
@@ -206,9 +221,13 @@ class Call {
       padding_.lengths =
           static_cast<const std::int64_t*>(contiguous(in_.lengths, DataType::kInt64));
     }
-    // What stands at a padded step, NaN included, must not reach the products over time.
+    // What stands at a padded step, NaN included, must not reach the products over time, nor those
+    // whose rows a backend does not keep apart.
     // (Not padding_.any(): while measuring, converted lengths have no address yet.)
-    const bool sanitise = zero_padded_x && (in_.mask_pad.given() || in_.lengths.given());
+    const bool rows_apart =
+        backend.packed_b_bytes == nullptr || backend.packed_b_bytes(dims_.compute, 512, 512) == 0;
+    const bool sanitise =
+        (!forward || !rows_apart) && (in_.mask_pad.given() || in_.lengths.given());
     const void* x = contiguous(in_.x, dims_.compute, sanitise);
     if (sanitise && run_) {
       ctx_.backend().zero_padded(ctx_, const_cast<void*>(x), dims_.compute, dims_.steps,
@@ -224,15 +243,6 @@ class Call {
     mask_c_ = in_.mask_c.given() ? contiguous(in_.mask_c, dims_.compute) : nullptr;
     if (plan_.pack_weight) {
       packed_weight_ = carver_.take(weight_bytes());
-      const Backend& backend = ctx_.backend();
-      const Group widest = group(0);
-      operand_bytes_ =
-          backend.packed_b_bytes == nullptr
-              ? 0
-              : std::max(backend.packed_b_bytes(dims_.compute, widest.columns, dims_.input),
-                         backend.packed_b_bytes(dims_.compute, dims_.input, widest.columns));
-      operand_bytes_ =
-          (operand_bytes_ + backend.alignment - 1) / backend.alignment * backend.alignment;
       operands_ = carver_.take(operand_bytes_ * static_cast<std::size_t>(groups_));
     } else {
       weight_ = contiguous(in_.weight, dims_.compute);
@@ -366,7 +376,7 @@ class ForwardCall : public Call {
  public:
   ForwardCall(const Context& ctx, const SruForwardArgs& a, const Dims& dims, void* workspace)
       : Call(ctx, a, dims, workspace), args_(a) {
-    prepare_inputs(/*zero_padded_x=*/false);
+    prepare_inputs(/*forward=*/true);
     y_ =
         dims_.compute == dims_.dtype
             ? a.y.data
@@ -461,7 +471,7 @@ class BackwardCall : public Call {
  public:
   BackwardCall(const Context& ctx, const SruBackwardArgs& a, const Dims& dims, void* workspace)
       : Call(ctx, a, dims, workspace), args_(a) {
-    prepare_inputs(/*zero_padded_x=*/true);
+    prepare_inputs(/*forward=*/false);
     const std::size_t state_bytes =
         static_cast<std::size_t>(dims_.batch * dims_.width()) * state_size();
     c0_ = a.c0.given() ? contiguous(a.c0, dims_.state) : zeros(state_bytes);

@@ -17,7 +17,7 @@ constexpr std::uint32_t kBackendAbi = 2;
 
 /// C = op(A) · op(B) + beta · C, row-major, `batch` times with the given strides (in elements).
 /// op(A) is (m, k), op(B) is (k, n), C is (m, n). Sums are kept in float32 for 16-bit types.
-/// With k = 0 or beta = 0 what C held is never read.
+/// With beta = 0 what C held is never read.
 struct GemmArgs {
   DataType dtype = DataType::kFloat32;
   bool trans_a = false;
@@ -32,7 +32,8 @@ struct GemmArgs {
   std::int64_t ldc = 0, stride_c = 0;
   std::int64_t batch = 1;
   void* workspace = nullptr;  // Backend::gemm_workspace_bytes, 256-byte aligned
-  /// op(B) as Backend::pack_b left it, or null. `b` must be given all the same.
+  /// op(B) as Backend::pack_b left it, or null; only with batch = 1. `b` must be given all the
+  /// same.
   const void* packed_b = nullptr;
 };
 
@@ -40,7 +41,6 @@ struct GemmArgs {
 struct Padding {
   const std::uint8_t* pad = nullptr;      // (T, B) contiguous, or null
   const std::int64_t* lengths = nullptr;  // (B,), or null
-  bool any() const { return pad != nullptr || lengths != nullptr; }
   PENSTOCK_HOST_DEVICE bool at(std::int64_t t, std::int64_t b, std::int64_t batch) const {
     return (pad != nullptr && pad[t * batch + b] != 0) || (lengths != nullptr && t >= lengths[b]);
   }
@@ -85,6 +85,8 @@ struct Backend {
 
   /// For a B that several products share: bytes of the form that products read, or 0 where there is
   /// none for it; and its making, from B as in GemmArgs. Both null in backends without such a form.
+  /// Where there is one, rows of a product with infinities or NaN may change the rounding of
+  /// others.
   std::size_t (*packed_b_bytes)(DataType dtype, std::int64_t n, std::int64_t k) = nullptr;
   void (*pack_b)(const Context&, const GemmArgs&, void* packed) = nullptr;
 };

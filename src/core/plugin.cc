@@ -38,38 +38,42 @@ Plugin load() {
       candidates.push_back(own_directory() + "/libpenstock_cuda" + major + ".so");
     }
   }
-  void* handle = nullptr;
-  std::string tried;
+  // The first plugin that finds a device; else why each one that is there does not.
+  std::string reasons;
+  const auto failed = [&](const std::string& words) {
+    reasons += (reasons.empty() ? "" : "; ") + words;
+  };
   for (const std::string& path : candidates) {
-    handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (handle != nullptr) break;
-    const char* reason = dlerror();
-    const std::string words = reason == nullptr ? "unknown error" : reason;
-    // A plugin that was never built is not worth a loader's message.
-    if (words.find("No such file") == std::string::npos || words.find(path) == std::string::npos) {
-      tried += (tried.empty() ? "" : "; ") + words;
+    void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle == nullptr) {
+      const char* reason = dlerror();
+      const std::string words = reason == nullptr ? "unknown error" : reason;
+      // A plugin that was never built is not worth a loader's message.
+      if (words.find("No such file") == std::string::npos ||
+          words.find(path) == std::string::npos) {
+        failed("the CUDA plugin does not load: " + words);
+      }
+      continue;
     }
-  }
-  if (handle == nullptr) {
-    plugin.status = tried.empty() ? "this build has no CUDA plugin (" + candidates.front() +
-                                        " does not exist); build with PENSTOCK_CUDA=ON"
-                                  : "the CUDA plugin does not load: " + tried;
+    const auto entry = reinterpret_cast<PluginEntry>(dlsym(handle, kPluginEntryName));
+    const Backend* backend = entry == nullptr ? nullptr : entry();
+    if (backend == nullptr || backend->abi != kBackendAbi) {
+      failed("the CUDA plugin was built for another version of penstock; reinstall both");
+      continue;
+    }
+    char why[512] = {};
+    const int devices = backend->device_count(why, sizeof why);
+    if (devices == 0) {
+      failed(why);
+      continue;
+    }
+    plugin.backend = backend;
+    plugin.status = std::to_string(devices) + (devices == 1 ? " device: " : " devices: ") + why;
     return plugin;
   }
-  const auto entry = reinterpret_cast<PluginEntry>(dlsym(handle, kPluginEntryName));
-  const Backend* backend = entry == nullptr ? nullptr : entry();
-  if (backend == nullptr || backend->abi != kBackendAbi) {
-    plugin.status = "the CUDA plugin was built for another version of penstock; reinstall both";
-    return plugin;
-  }
-  char why[512] = {};
-  const int devices = backend->device_count(why, sizeof why);
-  if (devices == 0) {
-    plugin.status = why;
-    return plugin;
-  }
-  plugin.backend = backend;
-  plugin.status = std::to_string(devices) + (devices == 1 ? " device: " : " devices: ") + why;
+  plugin.status = !reasons.empty() ? reasons
+                                   : "this build has no CUDA plugin (" + candidates.front() +
+                                         " does not exist); build with PENSTOCK_CUDA=ON";
   return plugin;
 }
 

@@ -41,10 +41,6 @@ struct TileConfig {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Packing takes a short run from each of many rows, which no hardware prefetcher follows, so the
-// rows of the next tile are asked for. Addresses past the end are harmless: a prefetch cannot
-// fault.
-
 // Sixteen float32 as three bfloat16 each, in the high halves of 32-bit lanes (what lies in the low
 // halves does not count). Rounding to nearest leaves each part at most 2^-8 of the one before, so
 // the third holds the rest exactly.
@@ -133,6 +129,8 @@ inline void lines_from_rows(const float* source, std::int64_t ld, std::int64_t r
       continue;
     }
     const float* row = source + i * ld;
+    // Packing takes a short run from each of many rows, which no hardware prefetcher follows, so
+    // the next tile's are asked for. Past the end that is harmless: a prefetch cannot fault.
     _mm_prefetch(row + kTile * ld, _MM_HINT_T1);
     _mm_prefetch(row + kTile * ld + 16, _MM_HINT_T1);
     const __m512 x = _mm512_maskz_loadu_ps(low, row);
@@ -322,7 +320,7 @@ struct Cut {
   Cut(std::int64_t n_, std::int64_t k_) : n(n_), k(k_) {
     steps = (k + kDepth - 1) / kDepth;
     rounds = (steps + kMaxSteps - 1) / kMaxSteps;
-    const std::int64_t ranges = (n + kMaxColumns - 1) / kMaxColumns;
+    const std::int64_t ranges = n > 0 ? (n + kMaxColumns - 1) / kMaxColumns : 1;
     range = ((n + ranges - 1) / ranges + kBlock - 1) / kBlock * kBlock;
   }
   std::int64_t first_step(std::int64_t round) const { return steps * round / rounds; }

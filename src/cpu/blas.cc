@@ -23,6 +23,7 @@ void PENSTOCK_BLAS_SYMBOL(cblas_dgemm)(int order, int trans_a, int trans_b, int 
                                        int ldb, double beta, double* c, int ldc);
 // Weak, because a system BLAS need not be OpenBLAS.
 __attribute__((weak)) void PENSTOCK_BLAS_SYMBOL(openblas_set_num_threads)(int n);
+__attribute__((weak)) int PENSTOCK_BLAS_SYMBOL(openblas_get_num_threads)();
 __attribute__((weak)) char* PENSTOCK_BLAS_SYMBOL(openblas_get_config)();
 __attribute__((weak)) char* PENSTOCK_BLAS_SYMBOL(openblas_get_corename)();
 }
@@ -34,14 +35,14 @@ namespace {
 #if defined(PENSTOCK_BLAS_SYMBOL)
 constexpr int kRowMajor = 101, kNoTrans = 111, kTrans = 112;
 
+// Asked each time, as tools that limit the threads of every BLAS in a process may change it between
+// two calls. A system BLAS is shared with whoever else uses it in this process.
 void use_one_thread() {
-  static const bool done = [] {
-    if (PENSTOCK_BLAS_SYMBOL(openblas_set_num_threads) != nullptr) {
-      PENSTOCK_BLAS_SYMBOL(openblas_set_num_threads)(1);
-    }
-    return true;
-  }();
-  (void)done;
+  if (PENSTOCK_BLAS_SYMBOL(openblas_set_num_threads) != nullptr &&
+      PENSTOCK_BLAS_SYMBOL(openblas_get_num_threads) != nullptr &&
+      PENSTOCK_BLAS_SYMBOL(openblas_get_num_threads)() != 1) {
+    PENSTOCK_BLAS_SYMBOL(openblas_set_num_threads)(1);
+  }
 }
 
 // BLAS takes 32-bit sizes; callers cut larger products (rows are tiled), so this never cuts in

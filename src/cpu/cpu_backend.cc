@@ -80,8 +80,13 @@ void gemm(const Context&, const GemmArgs& g) {
   }
 }
 
+// Of a product that a packed B is for.
+constexpr std::int64_t kManyRows = 512;
+
 std::size_t packed_b_bytes(DataType dtype, std::int64_t n, std::int64_t k) {
-  return has_amx() && dtype == DataType::kFloat32 ? amx_packed_b_bytes(n, k) : 0;
+  return has_amx() && dtype == DataType::kFloat32 && amx_pays(kManyRows, n, k)
+             ? amx_packed_b_bytes(n, k)
+             : 0;
 }
 
 void pack_b(const Context&, const GemmArgs& g, void* packed) {

@@ -9,6 +9,7 @@
 #include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 
 #if defined(__x86_64__)
@@ -39,12 +40,16 @@ class Pool {
       for (std::int64_t i = 0; i < n; ++i) fn(user, i);
       return;
     }
-    const int helpers = static_cast<int>(n - 1 < threads - 1 ? n - 1 : threads - 1);
+    int helpers = static_cast<int>(n - 1 < threads - 1 ? n - 1 : threads - 1);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (workers_ < helpers) {
-        std::thread(&Pool::work, this, workers_).detach();
-        ++workers_;
+      try {
+        while (workers_ < helpers) {
+          std::thread(&Pool::work, this, workers_).detach();
+          ++workers_;
+        }
+      } catch (const std::system_error&) {
+        helpers = workers_;  // the system gives no more threads; fewer do the same work
       }
       fn_ = fn;
       user_ = user;

@@ -358,3 +358,35 @@ def test_a_library_that_is_not_imported_costs_nothing(monkeypatch: pytest.Monkey
 def test_what_belongs_to_no_library(value: Any) -> None:
     with pytest.raises(TypeError, match=rf"x: .*actual: {type(value).__name__}"):
         caller_of(value)
+
+
+class ndarray:  # noqa: N801  the name is what is recognised
+    """What CuPy's class looks like to the bindings: made in Python, its module apart from it."""
+
+    class Pointer:
+        def __init__(self, address: int) -> None:
+            self.ptr = address
+
+    class Device:
+        id = 0
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.shape, self.strides, self.dtype = array.shape, array.strides, array.dtype
+        self.data, self.device = self.Pointer(array.ctypes.data), self.Device()
+
+
+ndarray.__module__ = "cupy"
+
+
+def test_arrays_of_cupy_are_recognised() -> None:
+    """They go to CUDA by their own attributes, without an export: here, to why it is off."""
+    if penstock.config()["cuda_available"]:
+        pytest.skip("a GPU would be given an address of the host")
+    arrays = [np.zeros(s, np.float32) for s in ((2, 1, 4), (1, 12, 4), (1, 2, 4))]
+    x, weight, bias = (ndarray(a) for a in arrays)
+    rest = (None,) * 5
+    with pytest.raises(RuntimeError, match="CUDA is not available"):
+        penstock._core.sru_forward(
+            x, weight, None, bias, *rest, "identity", True, 1.0, "output", "forward", False, None,
+            None, 0,
+        )  # fmt: skip

@@ -750,3 +750,33 @@ def test_every_instruction_set(isa: str, cpu_only: None) -> None:
         assert order.index(name) <= order.index(isa)
     else:
         assert name == "neon"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_input_features(backend: Any, dtype: str) -> None:
+    """D = 0 leaves the biases and c0; enough rows and channels for every path."""
+    problem = random_problem(20, 5, 64, form="k4", inputs=0, dtype=dtype)
+    assert_close(backend.run(problem), problem.solve(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 3e38, 1e-38])
+def test_what_stands_at_padding_changes_no_bit(backend: Any, garbage: float) -> None:
+    if backend.is_emulated:
+        pytest.skip("large, and the device is emulated")
+    rng = np.random.default_rng(0)
+    steps, batch, width = 64, 8, 256
+    x = rng.standard_normal((steps, batch, width), np.float32)
+    weight = rng.standard_normal((1, 3 * width, width), np.float32) / 16
+    v, bias = (rng.standard_normal((1, 2, width), np.float32) for _ in range(2))
+    dy = rng.standard_normal((steps, batch, width), np.float32)
+    lengths = np.array([64, 3, 0, 17, 63, 1, 40, 33])
+    results = []
+    for value in (0.0, garbage):
+        filled = x.copy()
+        filled[np.arange(steps)[:, None] >= lengths] = value
+        arrays = [backend.to_device(a) for a in (filled, weight, v, bias)]
+        out = penstock.sru(*arrays, lengths=lengths)
+        grads = out.backprop(backend.to_device(dy))
+        results.append([backend.to_host(a) for a in (out.y, out.c_last, *grads[:5])])
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_array_equal(actual, expected)
