@@ -14,6 +14,7 @@ struct Config {
   std::string version;
   std::string compiler;
   std::string cpu_isa;       // instruction set in use: "avx512", "avx2", "neon", "base"
+  std::string cpu_warning;   // empty, or which setting of the environment has no meaning
   std::string blas;          // name and version of the BLAS
   std::string blas_core;     // the processor for which that BLAS chose its kernels
   std::string blas_warning;  // empty, or why that choice looks slow

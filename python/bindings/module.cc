@@ -16,6 +16,7 @@ py::dict config() {
   d["version"] = c.version;
   d["compiler"] = c.compiler;
   d["cpu_isa"] = c.cpu_isa;
+  d["cpu_warning"] = c.cpu_warning;
   d["blas"] = c.blas;
   d["blas_core"] = c.blas_core;
   d["blas_warning"] = c.blas_warning;

@@ -26,8 +26,7 @@ def show_config() -> None:
         ("BLAS", f"{c['blas'].strip()}, kernels for {c['blas_core']}"),
         ("CUDA", f"{'on' if c['cuda_available'] else 'off'}: {c['cuda_status']}"),
     ]
-    if c["blas_warning"]:
-        lines.append(("warning", c["blas_warning"]))
+    lines += [("warning", c[name]) for name in ("cpu_warning", "blas_warning") if c[name]]
     for name, value in lines:
         print(f"{name:<9} {value}")
 

@@ -1,5 +1,8 @@
 #include "penstock/config.h"
 
+#include <cstdlib>
+#include <cstring>
+
 #include "core/backend.h"
 #include "cpu/blas.h"
 #include "cpu/isa.h"
@@ -7,6 +10,35 @@
 #include "penstock/error.h"
 
 namespace penstock {
+
+namespace {
+
+// Settings that were misspelt and so have no effect.
+std::string settings_warning() {
+  std::string words;
+  if (const char* isa = std::getenv("PENSTOCK_ISA"); isa != nullptr && *isa != '\0') {
+    bool known = false;
+    for (const char* name : {"base", "avx2", "avx512", "amx"}) {
+      known = known || std::strcmp(isa, name) == 0;
+    }
+    if (!known) {
+      words +=
+          std::string("PENSTOCK_ISA=") + isa + " is ignored: expected base, avx2, avx512 or amx";
+    }
+  }
+  if (const char* threads = std::getenv("PENSTOCK_NUM_THREADS");
+      threads != nullptr && *threads != '\0') {
+    char* end = nullptr;
+    const long n = std::strtol(threads, &end, 10);
+    if (*end != '\0' || n < 1) {
+      words += std::string(words.empty() ? "" : "; ") + "PENSTOCK_NUM_THREADS=" + threads +
+               " is ignored: expected a whole number from 1";
+    }
+  }
+  return words;
+}
+
+}  // namespace
 
 const char* version() { return PENSTOCK_VERSION; }
 
@@ -19,6 +51,7 @@ Config config() {
   c.compiler = "gcc " __VERSION__;
 #endif
   c.cpu_isa = cpu::isa_name();
+  c.cpu_warning = settings_warning();
   c.blas = cpu::blas_name();
   c.blas_core = cpu::blas_core();
   c.blas_warning = cpu::blas_warning();

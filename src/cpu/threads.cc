@@ -147,10 +147,13 @@ Pool& pool() {
   return *std::launder(reinterpret_cast<Pool*>(pool_storage));
 }
 
+constexpr long kMostThreads = 4096;
+
 int default_threads() {
   if (const char* env = std::getenv("PENSTOCK_NUM_THREADS"); env != nullptr) {
-    const int n = std::atoi(env);
-    if (n >= 1) return n;
+    char* end = nullptr;
+    const long n = std::strtol(env, &end, 10);
+    if (*end == '\0' && n >= 1 && n <= kMostThreads) return static_cast<int>(n);
   }
 #if defined(__linux__)
   cpu_set_t set;

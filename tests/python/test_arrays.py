@@ -360,7 +360,7 @@ def test_what_belongs_to_no_library(value: Any) -> None:
         caller_of(value)
 
 
-class ndarray:  # noqa: N801  the name is what is recognised
+class ndarray:
     """What CuPy's class looks like to the bindings: made in Python, its module apart from it."""
 
     class Pointer:

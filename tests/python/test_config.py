@@ -13,7 +13,7 @@ import penstock
 import pytest
 
 KEYS = {
-    "version", "compiler", "cpu_isa", "blas", "blas_core", "blas_warning", "num_threads",
+    "version", "compiler", "cpu_isa", "cpu_warning", "blas", "blas_core", "blas_warning", "num_threads",
     "cuda_available", "cuda_status", "python",
 }  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_config() -> None:
     assert config["python"] == platform.python_version()
     assert config["num_threads"] == penstock.get_num_threads() >= 1
     assert isinstance(config["cuda_available"], bool)
-    for name in KEYS - {"num_threads", "cuda_available", "blas_warning"}:
+    for name in KEYS - {"num_threads", "cuda_available", "cpu_warning", "blas_warning"}:
         assert isinstance(config[name], str)
         assert config[name].strip(), name
 
@@ -54,7 +54,7 @@ def test_show_config(capsys: pytest.CaptureFixture[str]) -> None:
         assert config[name] in printed
     assert f"{config['num_threads']} threads" in printed
     assert ("on: " if config["cuda_available"] else "off: ") in printed
-    assert ("warning" in printed) == bool(config["blas_warning"])
+    assert ("warning" in printed) == bool(config["blas_warning"] or config["cpu_warning"])
 
 
 def test_version() -> None:
@@ -143,3 +143,13 @@ def test_instruction_set_from_the_environment(value: str) -> None:
     assert found in order
     if value in order:
         assert order.index(found) <= order.index(value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("PENSTOCK_ISA", "sse9"), ("PENSTOCK_NUM_THREADS", "2x"), ("PENSTOCK_NUM_THREADS", "0")],
+)
+def test_warns_of_settings_without_meaning(variable: str, value: str) -> None:
+    child = in_child("import penstock; penstock.show_config()", **{variable: value})
+    assert child.returncode == 0, child.stderr
+    assert f"{variable}={value} is ignored: expected" in child.stdout
