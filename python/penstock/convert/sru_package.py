@@ -175,8 +175,8 @@ def convert_state_dict(
                 raise ValueError(
                     f"state[rnn_lst.{i}.{name}]: expected shape {expected[name]}, got {array.shape}"
                 )
-        weight = arrays["weight"].reshape(inner, directions, hidden, blocks)
-        weight = weight.transpose(1, 3, 2, 0).reshape(directions, blocks * hidden, inner)
+        interleaved = arrays["weight"].reshape(inner, directions, hidden, blocks)
+        weight = interleaved.transpose(1, 3, 2, 0).reshape(directions, blocks * hidden, inner)
         out = f"layers.{i}."
         converted[f"{out}weight"] = np.ascontiguousarray(weight)
         for name in ("weight_c", "bias") if use_weight_c else ("bias",):
