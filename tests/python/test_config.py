@@ -13,8 +13,8 @@ import penstock
 import pytest
 
 KEYS = {
-    "version", "compiler", "cpu_isa", "cpu_warning", "blas", "blas_core", "blas_warning", "num_threads",
-    "cuda_available", "cuda_status", "python",
+    "version", "compiler", "cpu_isa", "cpu_warning", "blas", "blas_core", "blas_warning",
+    "num_threads", "cuda_available", "cuda_status", "python",
 }  # fmt: skip
 
 
