@@ -94,6 +94,7 @@ def softmax_cross_entropy(
     counted: Array | None = None
     if ignore_index is not None:
         counted = labels != ignore_index
+        # By choosing and not by multiplying: NaN times zero is NaN.
         labels = xp.where(counted, labels, 0)
     if xp is np and labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(
@@ -102,6 +103,8 @@ def softmax_cross_entropy(
 
     rows = xp.arange(labels.size)
     logp = logits.reshape(-1, classes).astype(wide)
+    if counted is not None:
+        logp = xp.where(counted[:, None], logp, wide.type(0))
     logp -= logp.max(axis=1, keepdims=True)
     probabilities = xp.exp(logp)
     total = probabilities.sum(axis=1, keepdims=True)
@@ -121,8 +124,9 @@ def softmax_cross_entropy(
             spread = logp @ weights - weight_sum * xp.log(total[:, 0])
         losses -= smooth * spread
     if counted is not None:
-        losses = losses * counted
-        row_weight = counted.astype(wide) if row_weight is None else row_weight * counted
+        losses = xp.where(counted, losses, wide.type(0))
+        ones = wide.type(1) if row_weight is None else row_weight
+        row_weight = xp.where(counted, ones, wide.type(0))
 
     denominator: Any = 1.0
     if reduction == "mean":
@@ -148,7 +152,7 @@ def softmax_cross_entropy(
         else:
             share = dloss / denominator
         if counted is not None:
-            share = share * counted
+            share = xp.where(counted, xp.asarray(share, dtype=wide), wide.type(0))
         scale = xp.asarray(share, dtype=wide)
         heights = xp.asarray(mass, dtype=wide)
         dlogits = probabilities * (heights[:, None] if heights.ndim else heights)
