@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -227,6 +231,38 @@ def test_state_dict_copies_and_loads_in_place(tmp_path: Any) -> None:
         np.testing.assert_array_equal(loaded.parameters()[name], array)
 
 
+SAVE = """
+import sys
+from penstock import nn
+from penstock.training.checkpoints import save_checkpoint
+from pathlib import Path
+layer = nn.Linear(3, 2, seed=0)
+layer.save(sys.argv[1] + "/model", metadata={"note": "x", "author": "y", "more": "z"})
+save_checkpoint(Path(sys.argv[1] + "/checkpoint"), {"b": layer.parameters(), "a": [1, None]})
+"""
+
+
+def test_files_have_the_same_bytes_in_every_process(tmp_path: Any) -> None:
+    package = str(Path(nn.__file__).parents[2])
+    for seed in "1234":
+        folder = tmp_path / seed
+        folder.mkdir()
+        path = os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])
+        variables = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path}
+        subprocess.run([sys.executable, "-c", SAVE, str(folder)], env=variables, check=True)
+    for name in ("model", "checkpoint"):
+        assert len({(tmp_path / seed / name).read_bytes() for seed in "1234"}) == 1
+
+
+def test_load_names_the_file(tmp_path: Any) -> None:
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="bad.safetensors"):
+        Pair().load(bad)
+    with pytest.raises(OSError, match="none.safetensors"):
+        Pair().load(tmp_path / "none.safetensors")
+
+
 def test_load_state_dict_errors_write_nothing() -> None:
     pair = Pair()
     before = pair.state_dict()
@@ -338,6 +374,28 @@ def test_softmax_cross_entropy_is_stable_and_keeps_dtype() -> None:
     assert np.isfinite(out.backprop()).all()
     empty = nn.softmax_cross_entropy(np.zeros((2, 3)), np.array([-1, -1]), ignore_index=-1)
     assert float(empty.loss) == 0 and not empty.backprop().any()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ignored_rows_may_hold_anything(reduction: Any, weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.standard_normal((5, 3)), np.array([0, -1, 2, -1, -1])
+    options: Any = {
+        "reduction": reduction,
+        "label_smoothing": 0.1,
+        "class_weights": rng.uniform(0.5, 2, 3) if weighted else None,
+        "ignore_index": -1,
+    }
+    clean = nn.softmax_cross_entropy(logits, targets, **options)
+    dirty = logits.copy()
+    dirty[1], dirty[3], dirty[4, 0] = np.nan, np.inf, -np.inf
+    with np.errstate(all="raise"):
+        out = nn.softmax_cross_entropy(dirty, targets, **options)
+        dlogits = out.backprop()
+    np.testing.assert_array_equal(out.loss, clean.loss)
+    np.testing.assert_array_equal(dlogits, clean.backprop())
+    assert not dlogits[targets == -1].any()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

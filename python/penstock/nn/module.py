@@ -9,6 +9,7 @@ times before its gradients are taken, and gradients of several calls are added b
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +41,7 @@ def resolve_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
             import ml_dtypes  # NumPy itself has no bfloat16
         except ImportError as error:
             raise ImportError(
-                "dtype: bfloat16 needs ml_dtypes; install it with pip install 'penstock[bfloat16]'"
+                "dtype: bfloat16 needs ml_dtypes; install it with pip install ml_dtypes"
             ) from error
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return bfloat16
@@ -76,7 +77,7 @@ def to_device(array: Array, device: str) -> Array:
     except ImportError as error:
         raise ImportError(
             f"device: {device!r} needs CuPy, which cannot be imported; "
-            "install it with pip install 'penstock[cuda13]' (or [cuda12])"
+            "install it with pip install '.[cuda13]' (or [cuda12]) in a clone of penstock"
         ) from error
     if isinstance(array, cupy.ndarray) and array.device.id == number:
         return array
@@ -297,19 +298,35 @@ class Layer:
 
         Args:
             path: the file, replaced if it exists.
-            metadata: strings to keep in the file's header.
+            metadata: strings to keep in the file's header, where they stand with others as a
+                JSON object under the key ``penstock``.
         """
         from safetensors.numpy import save
 
         header = {"format": "penstock", "layer": type(self).__name__, **(metadata or {})}
+        # One key, since safetensors writes several in an order that differs between processes.
+        header = {"penstock": json.dumps(header, sort_keys=True)}
         state = {name: np.ascontiguousarray(a) for name, a in self.state_dict().items()}
         _write_atomically(Path(path), save(state, metadata=header))
 
     def load(self: LayerT, path: str | os.PathLike[str], strict: bool = True) -> LayerT:
-        """Read a file that :meth:`save` wrote into this layer; return self."""
+        """Read a file that :meth:`save` wrote into this layer; return self.
+
+        Raises ValueError naming the file if it is no safetensors file, and what
+        :meth:`load_state_dict` raises; OSError if it cannot be read.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        self.load_state_dict(load_file(os.fspath(path)), strict=strict)
+        with Path(path).open("rb"):
+            pass  # an OSError of Python's own names the file
+        try:
+            state = load_file(os.fspath(path))
+        except SafetensorError as error:
+            raise ValueError(
+                f"path: expected a safetensors file, got {os.fspath(path)!r} ({error})"
+            ) from error
+        self.load_state_dict(state, strict=strict)
         return self
 
     def rng_state(self) -> dict[str, dict[str, Any]]:

@@ -109,7 +109,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     numpy_format = require("safetensors.numpy")
     arrays: dict[str, np.ndarray] = {}
     packed = {key: _pack(value, key, arrays) for key, value in state.items()}
-    metadata = {"penstock_checkpoint": str(FORMAT), "state": json.dumps(packed)}
+    # One key, since safetensors writes several in an order that differs between processes.
+    metadata = {"penstock": json.dumps({"checkpoint": FORMAT, "state": packed})}
     _replace_atomically(
         path, lambda temporary: numpy_format.save_file(arrays, str(temporary), metadata)
     )
@@ -126,9 +127,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(str(path), framework="numpy") as stream:
             metadata = stream.metadata() or {}
             arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        if metadata.get("penstock_checkpoint") != str(FORMAT):
+        if metadata.get("penstock_checkpoint") == "1":  # as the first versions wrote it
+            header = {"checkpoint": 1, "state": json.loads(metadata["state"])}
+        else:
+            header = json.loads(metadata.get("penstock", "null"))
+        if not isinstance(header, dict) or header.get("checkpoint") != FORMAT:
             raise UserError(f"{path} is not a checkpoint of format {FORMAT}")
-        state: dict[str, Any] = _unpack(json.loads(metadata["state"]), arrays)
+        state: dict[str, Any] = _unpack(header["state"], arrays)
         return state
     except (OSError, safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read the checkpoint {path}: {error}") from error
