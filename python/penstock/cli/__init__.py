@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["main"]
 
@@ -23,21 +24,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit status: 0, 1 if a run failed, 2 for a mistake of the user, 130 if interrupted.
     """
     try:
+        import typer
+
         from penstock.cli.app import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
         print(
             f"penstock: error: the command needs {error.name}, which is not installed; "
-            "install it with: pip install 'penstock[train]'",
+            "install it with: pip install '.[train]' in a clone of penstock",
             file=sys.stderr,
         )
         return 2
+    command: Any = typer.main.get_command(app)
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="penstock")
+        # What command.main() does, less its own way of reporting errors.
+        with command.make_context("penstock", given) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return int(done.exit_code)
     except SystemExit as done:
-        return done.code if isinstance(done.code, int) else 1
-    except KeyboardInterrupt:
+        return 0 if done.code is None else done.code if isinstance(done.code, int) else 1
+    except (KeyboardInterrupt, typer.Abort):
         print("penstock: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -50,7 +59,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from penstock.training.errors import RunError, UserError
 
         if isinstance(error, (UserError, RunError)):
-            print(f"penstock: error: {error}", file=sys.stderr)
+            _print_error(str(error))
             return 2 if isinstance(error, UserError) else 1
+        if isinstance(error, OSError):
+            named = error.strerror and error.filename is not None
+            _print_error(f"{error.filename}: {error.strerror}" if named else str(error))
+            return 2
+        # The usage errors of click, which typer brings along under a name that depends on its
+        # version.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            message = error.format_message()
+            if type(error).__name__ == "NoArgsIsHelpError":
+                if message:  # otherwise the help has been printed
+                    print(message)
+            else:
+                _print_error(message)
+            return int(error.exit_code)
         raise
     return 0
+
+
+def _print_error(message: str) -> None:
+    print("penstock: error:", " ".join(message.split()), file=sys.stderr)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -72,9 +71,8 @@ def predict(
 def _score(
     model: TrainedModel, file: Path | None, texts: list[str] | None, column: str | None
 ) -> np.ndarray:
-    from penstock.training import UserError
     from penstock.training.digits import open_pixels, read_pixels
-    from penstock.training.tables import read_table, separator_of
+    from penstock.training.tables import read_table, read_text, separator_of
 
     if not model.is_text:
         if texts:
@@ -82,12 +80,12 @@ def _score(
         elif file is not None:
             features = open_pixels(file)
         else:
-            features = read_pixels(sys.stdin, "standard input")
+            features = read_pixels(io.StringIO(_standard_input()), "standard input")
         return model.score_features(features)
     if texts:
         return model.score_texts(texts)
     if file is None:
-        return model.score_texts(_lines(sys.stdin))
+        return model.score_texts(_lines(_standard_input()))
     if separator_of(file) is not None:
         table = read_table(
             file,
@@ -96,18 +94,19 @@ def _score(
             with_labels=False,
         )
         return model.score_texts(table.texts)
-    try:
-        with file.open("rb") as raw:
-            zipped = file.name.lower().endswith(".gz")
-            binary = cast("IO[bytes]", gzip.GzipFile(fileobj=raw) if zipped else raw)
-            with io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as stream:
-                return model.score_texts(_lines(stream))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
+    return model.score_texts(_lines(read_text(file)))
 
 
-def _lines(stream: IO[str]) -> list[str]:
-    return [line.rstrip("\r\n") for line in stream]
+def _standard_input() -> str:
+    from penstock.training.tables import decoded
+
+    # Not sys.stdin's own decoding, which depends on the locale.
+    return decoded(sys.stdin.buffer.read(), "standard input")
+
+
+def _lines(text: str) -> list[str]:
+    # Not splitlines(): a text may hold a character that Unicode counts as a line end.
+    return [line.rstrip("\r\n") for line in io.StringIO(text, newline="\n")]
 
 
 def _formatted(probabilities: np.ndarray, labels: list[str], output_format: str) -> Iterator[str]:

@@ -281,7 +281,7 @@ def _run_name(data: Path | None) -> str:
 def _folder(out: Path | None, data: Path | None, resume: bool, overwrite: bool) -> Path:
     """Choose the run's folder, so that no run is ever overwritten unasked."""
     from penstock.training import UserError
-    from penstock.training.runs import is_run
+    from penstock.training.runs import is_run, runs_of
 
     if out is not None:
         if out.exists() and not out.is_dir():
@@ -297,18 +297,13 @@ def _folder(out: Path | None, data: Path | None, resume: bool, overwrite: bool) 
     if overwrite:
         raise UserError("--overwrite needs --out, the folder of the run to delete")
     name = _run_name(data)
-    number, folder = 1, _ROOT / name
-    latest: Path | None = None
-    while folder.exists():
-        if is_run(folder):
-            latest = folder
-        number += 1
-        folder = _ROOT / f"{name}-{number}"
+    folder, same = runs_of(_ROOT, name, None if data is None else str(data))
     if not resume:
         return folder
-    if latest is None:
-        raise UserError(f"--resume: no run to go on with in {_ROOT / name}; name one with --out")
-    return latest
+    if not same:
+        what = "digits" if data is None else str(data)
+        raise UserError(f"--resume: no run to go on with on {what} in {_ROOT}; name one with --out")
+    return same[-1]
 
 
 def _quoted(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Training sequence classifiers: what the command ``penstock train`` does, as a library.
 
 `run_training` trains as a `TrainConfig` says and leaves a run's folder; `TrainedModel` loads
-one. Everything beyond NumPy is imported when first needed; ``pip install 'penstock[train]'``
-installs it.
+one. Everything beyond NumPy is imported when first needed; ``pip install '.[train]'``,
+in a clone of penstock, installs it.
 """
 
 from penstock.training.config import TrainConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from penstock.training.errors import UserError
 
@@ -99,7 +99,7 @@ class TrainConfig:
         for name in ("embedding_size", "min_count"):
             _check(self, name, lambda value: value >= 1, "at least 1")
         for name in ("memory", "patience", "seed", "checkpoint_every", "weight_decay", "clip_norm"):
-            _check(self, name, lambda value: value >= 0, "0 or more")
+            _check(self, name, lambda value: 0 <= value < math.inf, "a finite number, 0 or more")
         for name in ("dev_fraction", "test_fraction", "dropout"):
             _check(self, name, lambda value: 0 <= value < 1, "at least 0 and below 1")
         _check(self, "lr", lambda value: 0 < value < math.inf, "a number above 0")
@@ -117,6 +117,12 @@ class TrainConfig:
                 name
                 for name in ("label", "text", "quotes", "dev", "test", "embeddings", "max_length")
                 if getattr(self, name) is not None
+            ]
+            given += [
+                field.name
+                for field in fields(self)
+                if field.name in ("tokenizer", "lowercase", "min_count", "embedding_size")
+                and getattr(self, field.name) != field.default
             ]
             if given:
                 raise UserError(f"{option_name(given[0])} needs a data file: penstock train FILE")
@@ -144,16 +150,27 @@ class TrainConfig:
         """Read what `to_dict` gave.
 
         Raises:
-            UserError: an option is unknown, for example because a newer version wrote it.
+            UserError: an option is unknown, for example because a newer version wrote it, or
+                a value is of another type.
         """
+        if not isinstance(values, dict):
+            raise UserError(f"the run's config is no table of options, got {values!r:.50}")
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise UserError(f"the run's config has options unknown here: {sorted(unknown)}")
+        for name, kind in get_type_hints(cls).items():
+            value = values.get(name, getattr(cls, name))
+            kinds = get_args(kind) or (kind,)
+            # An int will do for a float; True, which Python counts as an int, for neither.
+            if type(value) not in kinds and not (type(value) is int and float in kinds):
+                raise UserError(f"the run's config has {value!r:.50} for {option_name(name)}")
         return cls(**values)
 
 
 def option_name(field: str) -> str:
     """Return the command-line spelling of a field of `TrainConfig`."""
+    if field == "lowercase":
+        return "--keep-case"
     return "FILE" if field == "data" else "--" + field.replace("_", "-")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from penstock.training.errors import UserError, require
+from penstock.training.tables import read_text
 
 STEPS = 64
 CLASSES = 10
@@ -62,9 +64,5 @@ def read_pixels(stream: IO[str], name: str) -> np.ndarray:
 
 
 def open_pixels(path: Path) -> np.ndarray:
-    """Read a file with `read_pixels`."""
-    try:
-        with path.open(encoding="utf-8") as stream:
-            return read_pixels(stream, str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    """Read a file, gzipped or not, with `read_pixels`."""
+    return read_pixels(io.StringIO(read_text(path)), str(path))

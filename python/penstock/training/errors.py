@@ -29,7 +29,7 @@ def require(module: str, extra: str = "train") -> ModuleType:
         package = module.partition(".")[0]
         raise UserError(
             f"this needs {package}, which could not be imported ({error}); "
-            f"install it with: pip install 'penstock[{extra}]'"
+            f"install it with: pip install '.[{extra}]' in a clone of penstock"
         ) from error
 
 

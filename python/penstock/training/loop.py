@@ -156,7 +156,7 @@ def device_module(device: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"--device {device} needs CuPy, which could not be imported ({error}); "
-            "install it with: pip install 'penstock[cuda13]' (or [cuda12])"
+            "install it with: pip install '.[cuda13]' (or [cuda12]) in a clone of penstock"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -203,7 +204,7 @@ def _initial_embeddings(
     return table
 
 
-def _check_options(config: TrainConfig) -> None:
+def _check_options(config: TrainConfig, resume: bool) -> None:
     """Check what would otherwise fail late: names, files, packages."""
     for package in ("sklearn.metrics", "matplotlib.figure", "safetensors"):
         require(package)
@@ -220,7 +221,8 @@ def _check_options(config: TrainConfig) -> None:
     for name in _FILES:
         path = getattr(config, name)
         if path is not None and not Path(path).is_file():
-            raise UserError(f"no such file: {path}")
+            hint = f"; if it has moved, give {option_name(name)} with --resume" if resume else ""
+            raise UserError(f"no such file: {path}{hint}")
     device_module(config.device)
 
 
@@ -257,7 +259,7 @@ class _Run:
         assert data.tokens is not None
         if self.resume:
             self.vocabulary = Vocabulary.load(self.folder / VOCABULARY)
-            size = int(read_json(self.folder / MODEL)["model"]["input_size"])
+            size = int(_read_model(self.folder)["model"]["input_size"])
             return len(self.vocabulary), size, None
         vectors: dict[str, np.ndarray] = {}
         size = config.embedding_size
@@ -402,7 +404,7 @@ class _Run:
             "vocabulary_size": model.options.vocabulary_size,
             **reports,
             "history": progress.history,
-            "config": self.config.to_dict(),
+            "config": _stored(self.config),
             "versions": versions(),
             "machine": machine(),
         }
@@ -453,15 +455,67 @@ def _summary(config: TrainConfig, folds: list[dict[str, Any]]) -> dict[str, Any]
             {key: fold[key] for key in ("accuracy", "loss", "macro_f1", "best_epoch", "epochs")}
             for fold in folds
         ],
-        "config": config.to_dict(),
+        "config": _stored(config),
         "versions": versions(),
         "machine": machine(),
     }
 
 
+def _stored(config: TrainConfig) -> dict[str, Any]:
+    """Return the options for a file, with names of files that hold from any working directory."""
+    options = config.to_dict()
+    for name in _FILES:
+        if options[name] is not None:
+            options[name] = str(Path(options[name]).absolute())
+    return options
+
+
+def _read_model(folder: Path) -> dict[str, Any]:
+    """Read model.json.
+
+    Raises:
+        UserError: it is missing, or not what a run writes.
+    """
+    path = folder / MODEL
+    description = read_json(path)
+    if not isinstance(description, dict) or description.get("format") != 1:
+        got = description.get("format") if isinstance(description, dict) else description
+        raise UserError(f"{path}: expected format 1, got {got!r:.50}")
+    for key, kind in (("labels", list), ("input", dict), ("data", dict), ("model", dict)):
+        if not isinstance(description.get(key), kind):
+            raise UserError(
+                f"{path}: expected a {kind.__name__} under {key!r}, "
+                f"got {description.get(key)!r:.50}"
+            )
+    return description
+
+
 def is_run(folder: Path) -> bool:
     """Tell whether a folder holds a run, finished or not."""
     return (folder / CONFIG).is_file()
+
+
+def runs_of(root: Path, name: str, data: str | None) -> tuple[Path, list[Path]]:
+    """Look through the folders name, name-2, name-3, ... in `root`, of which some may be gone.
+
+    Returns:
+        the folder for a new run, numbered above all that exist, and the runs on `data` (None:
+        the digits), oldest first.
+    """
+    pattern = re.compile(re.escape(name) + r"(?:-([1-9][0-9]*))?")
+    found: list[tuple[int, Path]] = []
+    for path in root.iterdir() if root.is_dir() else ():
+        if match := pattern.fullmatch(path.name):
+            found.append((int(match[1] or 1), path))
+    found.sort()
+    wanted = None if data is None else Path(data).resolve()
+    same: list[Path] = []
+    for _, path in found:
+        with suppress(UserError):
+            of_run = load_config(path).data
+            if wanted == (None if of_run is None else Path(of_run).resolve()):
+                same.append(path)
+    return root / (f"{name}-{found[-1][0] + 1}" if found else name), same
 
 
 def load_config(folder: Path) -> TrainConfig:
@@ -512,7 +566,7 @@ def _check_same_data(folder: Path, data: _Data) -> None:
     for path in [folder, *sorted(folder.glob("fold-[0-9]*"))]:
         if not (path / MODEL).is_file():
             continue
-        before = read_json(path / MODEL)["data"]
+        before = _read_model(path)["data"]
         for part, digest in data.digests.items():
             if before.get(part) != digest:
                 what = "data file" if part == "data" else f"{part} file"
@@ -556,7 +610,7 @@ def run_training(
     """
     config = config.resolved()
     observer = observer or RunObserver()
-    _check_options(config)
+    _check_options(config, resume)
     data = _load_digits(config) if config.task == DIGITS else _load_text(config)
     splits = _splits(config, data)
     if resume:
@@ -566,7 +620,7 @@ def run_training(
     elif is_run(folder):
         raise UserError(f"{folder} holds a run already")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(folder / CONFIG, config.to_dict())
+    write_json_atomically(folder / CONFIG, _stored(config))
     observer.data_loaded(_describe(data, splits))
     if not config.folds:
         return _Run(folder, config, data, splits[0], resume=resume, observer=observer).train()
@@ -576,7 +630,7 @@ def run_training(
         observer.fold_started(number, len(splits))
         path = folder / f"fold-{number:0{width}}"
         path.mkdir(exist_ok=True)
-        write_json_atomically(path / CONFIG, config.to_dict())
+        write_json_atomically(path / CONFIG, _stored(config))
         run = _Run(path, config, data, split, resume=resume, observer=observer)
         results.append(run.train())
     metrics = _summary(config, results)
@@ -628,20 +682,32 @@ class TrainedModel:
                 )
             raise UserError(f"{folder} holds no trained model (it has no {WEIGHTS})")
         device_module(device)
-        description = read_json(folder / MODEL)
-        if description.get("format") != 1:
-            raise UserError(f"{folder / MODEL}: expected format 1, got {description.get('format')}")
+        description = _read_model(folder)
         self.folder, self.device = folder, device
-        self.labels: list[str] = description["labels"]
+        self.labels: list[str] = [str(name) for name in description["labels"]]
         self.input_spec: dict[str, Any] = description["input"]
-        self.options = ModelOptions(**description["model"])
         self.vocabulary: Vocabulary | None = None
+        encoder = description["model"].get("encoder")
+        if isinstance(encoder, str) and encoder not in encoder_names():
+            raise UserError(
+                f"{folder} holds a model of the layer {encoder!r}, which is not registered; "
+                f"known: {', '.join(encoder_names())}"
+            )
+        try:
+            self.options = ModelOptions(**description["model"])
+            if self.is_text:
+                for name in ("max_length", "text_column", "label_column", "quotes"):
+                    self.input_spec[name]
+                self._tokenizer = Tokenizer(
+                    self.input_spec["tokenizer"], lowercase=self.input_spec["lowercase"]
+                )
+            self.model = SequenceClassifier(self.options)
+            if self.options.classes != len(self.labels):
+                raise ValueError(f"{self.options.classes} classes, {len(self.labels)} labels")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / MODEL} is not what a run writes: {error!r}") from error
         if self.is_text:
             self.vocabulary = Vocabulary.load(folder / VOCABULARY)
-            self._tokenizer = Tokenizer(
-                self.input_spec["tokenizer"], lowercase=self.input_spec["lowercase"]
-            )
-        self.model = SequenceClassifier(self.options)
         try:
             self.model.load(folder / WEIGHTS)
         except Exception as error:  # safetensors raises its own type, outside its public names
@@ -711,6 +777,13 @@ class TrainedModel:
         if config.task == DIGITS:
             data = _load_digits(config)
         else:
+            for name in _FILES[:3]:
+                path = getattr(config, name)
+                if path is not None and not Path(path).is_file():
+                    raise UserError(
+                        f"no such file: {path}, of the run's data; name a file to evaluate on: "
+                        f"penstock evaluate {self.folder} FILE"
+                    )
             data = _load_text(config)
             if data.names != self.labels:
                 raise UserError(f"{config.data} has changed since the run: other labels")

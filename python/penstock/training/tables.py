@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import warnings
 import zlib
@@ -69,6 +70,27 @@ def file_digest(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """Return the UTF-8 text in a file, which is gzipped if its name ends in .gz.
+
+    Raises:
+        UserError: the file is missing, unreadable or something else.
+    """
+    try:
+        data = path.read_bytes()
+        return decoded(gzip.decompress(data) if path.name.lower().endswith(".gz") else data, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def decoded(data: bytes, name: object) -> str:
+    """Decode UTF-8; the UserError for anything else says `name`."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text: {error}") from error
 
 
 def _find_column(columns: list[str], wanted: str | None, names: tuple[str, ...]) -> str | None:

@@ -115,4 +115,7 @@ class Vocabulary:
         tokens = text.removesuffix("\n").split("\n")
         if tokens[:2] != [PADDING, UNKNOWN]:
             raise UserError(f"{path} is no vocabulary: expected it to begin with {PADDING}")
-        return cls(tokens[2:])
+        try:
+            return cls(tokens[2:])
+        except ValueError as error:
+            raise UserError(f"{path} is no vocabulary: {error}") from error
