@@ -290,3 +290,28 @@ def test_failed_load_changes_nothing() -> None:
         opt.load_state_dict(bad)
     for name, array in opt.state_dict().items():
         np.testing.assert_array_equal(array, state[name])
+
+
+def parameters() -> dict[str, Any]:
+    return {"w": np.zeros(3, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: optim.Adam(parameters(), lr="a"), "lr"),  # type: ignore[arg-type]
+        (lambda: optim.Adam(parameters(), betas=0.9), "betas"),  # type: ignore[arg-type]
+        (lambda: optim.Adam(parameters(), betas=("a", 0.9)), "betas"),  # type: ignore[arg-type]
+        (lambda: optim.Adam(parameters(), eps=None), "eps"),  # type: ignore[arg-type]
+        (lambda: optim.Adam(parameters(), weight_decay="a"), "weight_decay"),  # type: ignore[arg-type]
+        (lambda: optim.SGD(parameters(), momentum=None), "momentum"),  # type: ignore[arg-type]
+        (lambda: optim.Adam({"w": np.zeros(3, np.int32)}), r"parameters\['w'\]"),
+        (lambda: optim.schedules.cosine(0.1, "x"), "total_steps"),  # type: ignore[arg-type]
+        (lambda: optim.schedules.constant("x"), "lr"),  # type: ignore[arg-type]
+        (lambda: optim.clip_grad_norm([np.ones(3)], 1.0), "gradients"),  # type: ignore[arg-type]
+        (lambda: optim.clip_grad_value(parameters(), "a"), "max_value"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_types_name_the_argument(make: Callable[[], Any], name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name}: expected"):
+        make()

@@ -379,3 +379,13 @@ X = np.zeros((2, 3, 5))
 def test_errors(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("projection_size", "a"), ("projection_size", None), ("highway_bias", "a")],
+)
+def test_wrong_types_name_the_argument(name: str, value: Any) -> None:
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(TypeError, match=f"^{name}: expected"):
+        penstock.SRU(4, 4, **options)

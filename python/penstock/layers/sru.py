@@ -17,7 +17,7 @@ from penstock.layers.init import (
     sru_weight_c,
     uniform_fan_in,
 )
-from penstock.nn._random import Seed, check_probability, dropout_mask, make_rng
+from penstock.nn._random import Seed, check_number, check_probability, dropout_mask, make_rng
 from penstock.nn.layer_norm import LayerNorm
 from penstock.nn.linear import matmul_operand
 from penstock.nn.module import (
@@ -26,6 +26,7 @@ from penstock.nn.module import (
     check_gradient,
     check_input,
     no_backprop,
+    non_negative_int,
     positive_int,
     resolve_dtype,
 )
@@ -290,12 +291,8 @@ class SRU(Layer):
         self.dropout = check_probability("dropout", dropout)
         self.rnn_dropout = check_probability("rnn_dropout", rnn_dropout)
         self.use_layer_norm = bool(layer_norm)
-        if isinstance(projection_size, bool) or projection_size != int(projection_size):
-            raise TypeError(f"projection_size: expected an int, got {projection_size!r}")
-        if projection_size < 0:
-            raise ValueError(f"projection_size: expected an int >= 0, got {projection_size}")
-        self.projection_size = int(projection_size)
-        self.highway_bias = float(highway_bias)
+        self.projection_size = non_negative_int("projection_size", projection_size)
+        self.highway_bias = check_number("highway_bias", highway_bias)
         self.rescale = bool(rescale)
         if activation not in ("identity", "tanh", "relu"):
             raise ValueError(

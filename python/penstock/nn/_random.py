@@ -40,12 +40,19 @@ def make_rng(seed: Seed) -> np.random.Generator:
     return np.random.default_rng(value)
 
 
+def check_number(name: str, value: Any, expected: str = "a number") -> float:
+    """Return ``value`` as a float after checking that it is a number; TypeError otherwise."""
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected {expected}, got {value!r:.50}") from None
+
+
 def check_probability(name: str, p: float) -> float:
     """Return ``p`` as a float after checking 0 <= p < 1."""
-    try:
-        value = float(p)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a float in [0, 1), got {type(p).__name__}") from None
+    value = check_number(name, p, "a float in [0, 1)")
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{name}: expected a float in [0, 1), got {p}")
     return value

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from penstock.nn._random import Seed, check_probability, dropout_mask, make_rng
 from penstock.nn.module import Array, Layer, check_gradient, no_backprop
 
@@ -40,6 +42,10 @@ class Dropout(Layer):
     ) -> None:
         super().__init__()
         self.p = check_probability("p", p)
+        if not isinstance(shared_axes, (tuple, list)) or not all(
+            isinstance(axis, (int, np.integer)) for axis in shared_axes
+        ):
+            raise TypeError(f"shared_axes: expected a tuple of ints, got {shared_axes!r}")
         self.shared_axes = tuple(shared_axes)
         self._rng = make_rng(seed)
         self._add_rng("rng", self._rng)
@@ -50,6 +56,8 @@ class Dropout(Layer):
         """Apply dropout to a floating array of any shape."""
         if not hasattr(x, "dtype") or not hasattr(x, "shape"):
             raise TypeError(f"x: expected an array, got {type(x).__name__}")
+        if x.dtype.kind in "biucmMOSU":
+            raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
         need = training if need_grad is None else need_grad
         mask: Array | None = None
         y = x

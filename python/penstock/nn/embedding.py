@@ -21,6 +21,7 @@ from penstock.nn.module import (
     check_array,
     check_gradient,
     no_backprop,
+    non_negative_int,
     positive_int,
     resolve_dtype,
     wide_dtype,
@@ -162,7 +163,9 @@ class Embedding(Layer):
         super().__init__()
         self.num_embeddings = positive_int("num_embeddings", num_embeddings)
         self.features = positive_int("features", features)
-        if padding_idx is not None and not 0 <= padding_idx < self.num_embeddings:
+        if padding_idx is not None:
+            padding_idx = non_negative_int("padding_idx", padding_idx)
+        if padding_idx is not None and padding_idx >= self.num_embeddings:
             raise ValueError(
                 f"padding_idx: expected 0 <= padding_idx < {self.num_embeddings} or None, "
                 f"got {padding_idx}"

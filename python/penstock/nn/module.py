@@ -132,6 +132,15 @@ def positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def non_negative_int(name: str, value: Any) -> int:
+    """Return ``value`` as an int after checking that it is one and not below 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an int >= 0, got {value!r}")
+    if value < 0:
+        raise ValueError(f"{name}: expected an int >= 0, got {value}")
+    return int(value)
+
+
 def no_backprop(*_: Any, **__: Any) -> Any:
     """The ``backprop`` of a call that was told to keep nothing."""
     raise RuntimeError(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from penstock._arrays import array_module
+from penstock.nn._random import check_number
 from penstock.optim.optimizer import Optimizer
 from penstock.optim.schedules import Schedule
 
@@ -39,11 +40,14 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         decay: Callable[[str], bool] | None = None,
     ) -> None:
-        if len(betas) != 2 or not all(0.0 <= b < 1.0 for b in betas):
+        if not isinstance(betas, (tuple, list)):
+            raise TypeError(f"betas: expected two floats in [0, 1), got {betas!r}")
+        values = [check_number("betas", b, "two floats in [0, 1)") for b in betas]
+        if len(values) != 2 or not all(0.0 <= b < 1.0 for b in values):
             raise ValueError(f"betas: expected two floats in [0, 1), got {betas}")
-        if not eps > 0.0:
+        if not check_number("eps", eps, "a float > 0") > 0.0:
             raise ValueError(f"eps: expected a float > 0, got {eps}")
-        self.betas = (float(betas[0]), float(betas[1]))
+        self.betas = (values[0], values[1])
         self.eps = float(eps)
         self._rate = self._eps = 0.0
         super().__init__(parameters, lr, weight_decay=weight_decay, decay=decay)

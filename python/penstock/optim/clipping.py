@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from penstock._arrays import array_module
+from penstock.nn._random import check_number
 from penstock.nn.row_gradient import RowGradient
 
 _BLOCK = 8192  # short enough that BLAS uses one thread, so the sum's order is fixed
 
 
 def _arrays(gradients: Mapping[str, Any]) -> list[Any]:
+    if not isinstance(gradients, Mapping):
+        raise TypeError(f"gradients: expected a dict name -> array, got {type(gradients).__name__}")
     return [g.values if isinstance(g, RowGradient) else g for g in gradients.values()]
 
 
@@ -43,7 +46,7 @@ def clip_grad_norm(gradients: Mapping[str, Any], max_norm: float) -> float:
     Raises ValueError unless ``max_norm`` > 0. Arrays are changed in place; an array that stands
     under several names is counted once per name and scaled once.
     """
-    if not max_norm > 0:
+    if not check_number("max_norm", max_norm, "a number > 0") > 0:
         raise ValueError(f"max_norm: expected a number > 0, got {max_norm}")
     arrays = _arrays(gradients)
     norm = math.sqrt(float(sum(_square_sum(g) for g in arrays)))
@@ -60,7 +63,7 @@ def clip_grad_value(gradients: Mapping[str, Any], max_value: float) -> None:
 
     Raises ValueError unless ``max_value`` > 0.
     """
-    if not max_value > 0:
+    if not check_number("max_value", max_value, "a number > 0") > 0:
         raise ValueError(f"max_value: expected a number > 0, got {max_value}")
     for gradient in _arrays(gradients):
         bound = gradient.dtype.type(max_value)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock._arrays import array_module
+from penstock.nn._random import check_number
 from penstock.nn.row_gradient import RowGradient
 from penstock.optim.schedules import Schedule
 
@@ -48,9 +49,9 @@ class Optimizer:
             raise TypeError(
                 f"parameters: expected a dict name -> array, got {type(parameters).__name__}"
             )
-        if not callable(lr) and not lr >= 0:
+        if not callable(lr) and not check_number("lr", lr, "a number >= 0 or a schedule") >= 0:
             raise ValueError(f"lr: expected a number >= 0 or a schedule, got {lr}")
-        if not weight_decay >= 0:
+        if not check_number("weight_decay", weight_decay, "a number >= 0") >= 0:
             raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay}")
         self.lr = lr
         self.weight_decay = float(weight_decay)
@@ -64,6 +65,8 @@ class Optimizer:
             xp = array_module(p)
             if not isinstance(p, xp.ndarray):
                 raise TypeError(f"parameters[{name!r}]: expected an array, got {type(p).__name__}")
+            if p.dtype.kind in "biucmMOSU":
+                raise TypeError(f"parameters[{name!r}]: expected a floating dtype, got {p.dtype}")
             if not p.flags.c_contiguous or (xp is np and not p.flags.writeable):
                 raise ValueError(
                     f"parameters[{name!r}]: expected a writeable C-contiguous array, got strides "

@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from penstock.nn._random import check_number
+
 Schedule = Callable[[int], float]
 
 
 def _non_negative(name: str, value: float) -> float:
-    if not value >= 0 or math.isinf(value):
+    if not 0 <= check_number(name, value, "a finite number >= 0") < math.inf:
         raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
     return float(value)
 
 
 def _steps(name: str, value: int, least: int) -> int:
-    if value != int(value) or value < least:
+    number = check_number(name, value, f"an int >= {least}")
+    if not least <= number < math.inf or number != int(number):
         raise ValueError(f"{name}: expected an int >= {least}, got {value}")
     return int(value)
 

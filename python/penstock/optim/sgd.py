@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from penstock._arrays import array_module
+from penstock.nn._random import check_number
 from penstock.optim.optimizer import Optimizer
 from penstock.optim.schedules import Schedule
 
@@ -35,7 +36,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         decay: Callable[[str], bool] | None = None,
     ) -> None:
-        if not 0.0 <= momentum < 1.0:
+        if not 0.0 <= check_number("momentum", momentum, "a float in [0, 1)") < 1.0:
             raise ValueError(f"momentum: expected a float in [0, 1), got {momentum}")
         if nesterov and momentum == 0.0:
             raise ValueError("nesterov: expected momentum > 0 with nesterov=True, got momentum 0")
