@@ -38,45 +38,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command: Any = typer.main.get_command(app)
     given = sys.argv[1:] if arguments is None else list(arguments)
+    status = 0
     try:
         # What command.main() does, less its own way of reporting errors.
         with command.make_context("penstock", given) as context:
             command.invoke(context)
     except typer.Exit as done:
-        return int(done.exit_code)
+        status = int(done.exit_code)
     except SystemExit as done:
-        return 0 if done.code is None else done.code if isinstance(done.code, int) else 1
+        status = done.code if isinstance(done.code, int) else int(done.code is not None)
     except (KeyboardInterrupt, typer.Abort):
         print("penstock: interrupted", file=sys.stderr)
-        return 130
+        status = 130
     except BrokenPipeError:
         # The reader of our output has gone, as `head` does. Leave nothing for the interpreter to
         # flush into the closed pipe on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
-        # Imported here because a traceback from `info` must not depend on the training code.
-        from penstock.training.errors import RunError, UserError
+        found = _report(error)
+        if found is None:
+            raise
+        status = found
+    return status
 
-        if isinstance(error, (UserError, RunError)):
-            _print_error(str(error))
-            return 2 if isinstance(error, UserError) else 1
-        if isinstance(error, OSError):
-            named = error.strerror and error.filename is not None
-            _print_error(f"{error.filename}: {error.strerror}" if named else str(error))
-            return 2
-        # The usage errors of click, which typer brings along under a name that depends on its
-        # version.
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            message = error.format_message()
-            if type(error).__name__ == "NoArgsIsHelpError":
-                if message:  # otherwise the help has been printed
-                    print(message)
-            else:
-                _print_error(message)
-            return int(error.exit_code)
-        raise
-    return 0
+
+def _report(error: Any) -> int | None:
+    """Print one line about a mistake of the user; return the status, None for any other error."""
+    # Imported here because a traceback from `info` must not depend on the training code.
+    from penstock.training.errors import RunError, UserError
+
+    status: int | None = 2
+    if isinstance(error, (UserError, RunError)):
+        _print_error(str(error))
+        status = 2 if isinstance(error, UserError) else 1
+    elif isinstance(error, OSError):
+        named = error.strerror and error.filename is not None
+        _print_error(f"{error.filename}: {error.strerror}" if named else str(error))
+    elif hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        # A usage error of click, which typer brings along under a name that depends on its version.
+        message = error.format_message()
+        status = int(error.exit_code)
+        if type(error).__name__ != "NoArgsIsHelpError":
+            _print_error(message)
+        elif message:  # otherwise the help has been printed
+            print(message)
+    else:
+        status = None
+    return status
 
 
 def _print_error(message: str) -> None:
