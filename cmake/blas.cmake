@@ -64,6 +64,13 @@ function(penstock_link_blas target)
     target_link_libraries(${target} PRIVATE ${library})
     set_target_properties(${target} PROPERTIES BUILD_RPATH ${PENSTOCK_OPENBLAS_DIR})
     install(FILES ${library} DESTINATION ${PENSTOCK_LIBDIR} COMPONENT runtime)
+    # Its licence goes along.
+    file(GLOB licenses ${PENSTOCK_OPENBLAS_DIR}/../../scipy_openblas32-*.dist-info/licenses/LICENSE*)
+    if(licenses)
+      list(GET licenses 0 license)
+      install(FILES ${license} DESTINATION ${PENSTOCK_LIBDIR} RENAME LICENSE.openblas.txt
+              COMPONENT runtime)
+    endif()
   elseif(PENSTOCK_BLAS_KIND STREQUAL "SYSTEM")
     target_link_libraries(${target} PRIVATE ${BLAS_LIBRARIES})
   endif()
