@@ -178,10 +178,9 @@ def main() -> None:
                         "ratios": ratios,
                     }
                 )
-                line = "  ".join(
-                    f"{n} {v['ms']:.3f} ms ({ratios[n]:.2f}x)" for n, v in times.items()
-                )
-                print(f"{threads} thread(s) T,B,D,H={t},{b},{d},{h} {mode}: {line}", flush=True)
+                print(f"{threads} thread(s), T,B,D,H = {t},{b},{d},{h}, {mode}:", flush=True)
+                for name, v in times.items():
+                    print(f"    {name:<16} {v['ms']:9.3f} ms   {ratios[name]:6.2f} times ours")
     recurrence = scans(args.scan) if args.scan else []
     for r in recurrence:
         print(
