@@ -222,8 +222,8 @@ class Call {
           static_cast<const std::int64_t*>(contiguous(in_.lengths, DataType::kInt64));
     }
     // What stands at a padded step, NaN included, must not reach the products over time, nor those
-    // whose rows a backend does not keep apart.
-    // (Not padding_.any(): while measuring, converted lengths have no address yet.)
+    // whose rows a backend does not keep apart. Asked of the arguments, not of padding_: while the
+    // workspace is only measured, what is converted has no address yet.
     const bool rows_apart =
         backend.packed_b_bytes == nullptr || backend.packed_b_bytes(dims_.compute, 512, 512) == 0;
     const bool sanitise =

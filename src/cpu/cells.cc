@@ -2,28 +2,16 @@
 
 #include "cpu/cells.h"
 
-#include <cstring>
-
 #include "cells/sru_cpu.h"
+#include "core/cell_table.h"
 
 namespace penstock::cpu {
-namespace {
-
-struct Entry {
-  const char* name;
-  const void* kernels;
-};
-
-}  // namespace
 
 const void* cell_kernels(const char* name) {
-  static const Entry entries[] = {
+  static const CellEntry cells[] = {
       {sru::kKernelsName, &sru_kernels()},
   };
-  for (const Entry& e : entries) {
-    if (std::strcmp(e.name, name) == 0) return e.kernels;
-  }
-  return nullptr;
+  return find_cell(cells, name);
 }
 
 }  // namespace penstock::cpu

@@ -2,31 +2,18 @@
 
 #include "cuda/cells.h"
 
-#include <cstring>
-
 #include "cells/sru_kernels.h"
+#include "core/cell_table.h"
 
 namespace penstock::cuda {
 
 const sru::Kernels& sru_kernels();
 
-namespace {
-
-struct Entry {
-  const char* name;
-  const void* kernels;
-};
-
-}  // namespace
-
 const void* cell_kernels(const char* name) {
-  static const Entry entries[] = {
+  static const CellEntry cells[] = {
       {sru::kKernelsName, &sru_kernels()},
   };
-  for (const Entry& e : entries) {
-    if (std::strcmp(e.name, name) == 0) return e.kernels;
-  }
-  return nullptr;
+  return find_cell(cells, name);
 }
 
 }  // namespace penstock::cuda
