@@ -14,7 +14,11 @@ MaskSite = Literal["output", "state"]
 
 
 class SRUGrads(NamedTuple):
-    """Gradients of the arguments of :func:`sru`; None for arguments that were not given."""
+    """Gradients of the arguments of :func:`sru`.
+
+    Those of ``weight_c``, ``mask_c`` and ``x_skip`` are None if the argument was not given; ``dc0``
+    is there in any case.
+    """
 
     dx: Array
     dweight: Array
