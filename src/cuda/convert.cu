@@ -61,6 +61,14 @@ template <>
 __device__ __forceinline__ __nv_bfloat16 cast(float v) {
   return narrow<__nv_bfloat16>(v);
 }
+template <>
+__device__ __forceinline__ __half cast(double v) {
+  return narrow<__half>(static_cast<float>(v));
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 cast(double v) {
+  return narrow<__nv_bfloat16>(static_cast<float>(v));
+}
 
 // dst = src with conversion.
 // Work split: one element per thread and turn, threads stride over the grid; neighbours in the last
@@ -142,6 +150,9 @@ void convert(const Context& ctx, const TensorView& src, const TensorView& dst) {
   if (is(D::kFloat32, D::kFloat16)) return convert_as<float, __half>(ctx, src, dst);
   if (is(D::kBFloat16, D::kFloat32)) return convert_as<__nv_bfloat16, float>(ctx, src, dst);
   if (is(D::kFloat32, D::kBFloat16)) return convert_as<float, __nv_bfloat16>(ctx, src, dst);
+  if (is(D::kFloat64, D::kFloat32)) return convert_as<double, float>(ctx, src, dst);
+  if (is(D::kFloat64, D::kFloat16)) return convert_as<double, __half>(ctx, src, dst);
+  if (is(D::kFloat64, D::kBFloat16)) return convert_as<double, __nv_bfloat16>(ctx, src, dst);
   if (is(D::kInt32, D::kInt64)) return convert_as<std::int32_t, std::int64_t>(ctx, src, dst);
   throw Error(ErrorCode::kType, std::string("convert: no conversion from ") + name_of(src.dtype) +
                                     " to " + name_of(dst.dtype));

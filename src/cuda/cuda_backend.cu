@@ -11,6 +11,7 @@
 #include "cuda/driver.h"
 #include "cuda/gemm.h"
 #include "cuda/launch.h"
+#include "cuda/sum_rows.h"
 
 // The oldest architecture compiled for, as 10 * major + minor.
 #if !defined(PENSTOCK_CUDA_MIN_ARCHITECTURE)
@@ -127,6 +128,7 @@ const Backend& backend() {
       &convert,
       &fill_zero,
       &zero_padded,
+      &sum_rows,
       &for_each_item,
       &cell_kernels,
   };
