@@ -3,55 +3,15 @@
 #include "sru.h"
 
 #include <memory>
-#include <string>
 
 #include "arrays.h"
 #include "gil.h"
-#include "penstock/error.h"
+#include "options.h"
+#include "outputs.h"
 #include "penstock/sru.h"
 
 namespace penstock::python {
 namespace {
-
-[[noreturn]] void wrong_type(const char* name, const std::string& expected, py::handle value) {
-  throw Error(ErrorCode::kType,
-              std::string(name) + ": expected " + expected + " (actual: " +
-                  std::string(py::str(py::type::handle_of(value).attr("__name__"))) + ")");
-}
-
-template <class E>
-E choose(const char* name, py::handle object,
-         std::initializer_list<std::pair<const char*, E>> choices) {
-  std::string expected;
-  for (const auto& choice : choices) {
-    expected += std::string(expected.empty() ? "'" : ", '") + choice.first + "'";
-  }
-  if (!py::isinstance<py::str>(object)) wrong_type(name, "one of " + expected, object);
-  const auto value = object.cast<std::string>();
-  for (const auto& [word, result] : choices) {
-    if (value == word) return result;
-  }
-  throw Error(ErrorCode::kValue,
-              std::string(name) + ": expected one of " + expected + " (actual: '" + value + "')");
-}
-
-double number(const char* name, py::handle object) {
-  const double value = PyFloat_AsDouble(object.ptr());
-  if (value == -1.0 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    wrong_type(name, "a number", object);
-  }
-  return value;
-}
-
-bool flag(const char* name, py::handle object) {
-  if (object.ptr() == Py_True) return true;
-  if (object.ptr() == Py_False) return false;
-  // NumPy's own booleans
-  const std::string type = py::str(py::type::handle_of(object).attr("__name__"));
-  if (type == "bool" || type == "bool_") return PyObject_IsTrue(object.ptr()) == 1;
-  wrong_type(name, "True or False", object);
-}
 
 /// The inputs of one call, held from forward to the last backward.
 struct Inputs {
@@ -82,18 +42,12 @@ struct Inputs {
     views.lengths = lengths.view();
     views.mask_c = mask_c.view();
     views.x_skip = x_skip.view();
-    views.activation = choose<Activation>("activation", activation,
-                                          {{"identity", Activation::kIdentity},
-                                           {"tanh", Activation::kTanh},
-                                           {"relu", Activation::kRelu}});
+    views.activation = activation_of(activation);
     views.skip = flag("skip", skip);
     views.scale_x = number("scale_x", scale_x);
     views.mask_site = choose<MaskSite>(
         "mask_site", mask_site, {{"output", MaskSite::kOutput}, {"state", MaskSite::kState}});
-    views.direction = choose<Direction>("direction", direction,
-                                        {{"forward", Direction::kForward},
-                                         {"reverse", Direction::kReverse},
-                                         {"bidirectional", Direction::kBidirectional}});
+    views.direction = direction_of(direction);
   }
 };
 
@@ -103,9 +57,6 @@ struct Saved {
   Bytes reserve;
   py::object empty, empty_bytes;
 };
-
-// A buffer of no bytes would have no address.
-std::size_t at_least_one(std::size_t bytes) { return bytes == 0 ? 1 : bytes; }
 
 py::tuple forward(py::handle x, py::handle weight, py::handle weight_c, py::handle bias,
                   py::handle c0, py::handle mask_pad, py::handle lengths, py::handle mask_c,
@@ -160,18 +111,16 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dc_last_, std:
 
   const Allocator allocator(in.x, ctx, saved.empty, saved.empty_bytes, stream);
   const auto like = [&](const char* name, const TensorView& v) {
-    return v.rank == 3 ? allocator.array(name, {v.shape[0], v.shape[1], v.shape[2]})
-                       : allocator.array(name, {v.shape[0], v.shape[1]});
+    return output_like(allocator, name, v);
   };
   const Array dx = like("dx", args.x);
   const Array dweight = like("dweight", args.weight);
   const Array dbias = like("dbias", args.bias);
   const Array dc0 =
       allocator.array("dc0", {args.x.shape[1], args.bias.shape[0] * args.bias.shape[2]});
-  Array dweight_c, dmask_c, dx_skip;
-  if (args.weight_c.given()) dweight_c = like("dweight_c", args.weight_c);
-  if (args.mask_c.given()) dmask_c = like("dmask_c", args.mask_c);
-  if (args.x_skip.given()) dx_skip = like("dx_skip", args.x_skip);
+  const Array dweight_c = like("dweight_c", args.weight_c);
+  const Array dmask_c = like("dmask_c", args.mask_c);
+  const Array dx_skip = like("dx_skip", args.x_skip);
   args.dx = dx.view();
   args.dweight = dweight.view();
   args.dweight_c = dweight_c.view();
@@ -185,9 +134,6 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dc_last_, std:
     const GilRelease release;
     sru_backward(ctx, args);
   }
-  const auto or_none = [](const Array& a) {
-    return a.view().given() ? a.object() : py::object(py::none());
-  };
   return py::make_tuple(dx.object(), dweight.object(), or_none(dweight_c), dbias.object(),
                         dc0.object(), or_none(dmask_c), or_none(dx_skip));
 }

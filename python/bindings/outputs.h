@@ -1,0 +1,26 @@
+// Outputs of a call.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "arrays.h"
+
+namespace penstock::python {
+
+/// A buffer of no bytes would have no address.
+inline std::size_t at_least_one(std::size_t bytes) { return std::max<std::size_t>(bytes, 1); }
+
+/// An output of the shape of `v`, which has two or three axes; not given if `v` is not.
+inline Array output_like(const Allocator& allocator, const char* name, const TensorView& v) {
+  if (!v.given()) return {};
+  return v.rank == 3 ? allocator.array(name, {v.shape[0], v.shape[1], v.shape[2]})
+                     : allocator.array(name, {v.shape[0], v.shape[1]});
+}
+
+/// The array for the caller; None for one that is not given.
+inline py::object or_none(const Array& array) {
+  return array.view().given() ? array.object() : py::object(py::none());
+}
+
+}  // namespace penstock::python
