@@ -89,11 +89,15 @@ void prepare_gemm(int device) {
 }
 
 void gemm(const Context& ctx, const GemmArgs& g, std::size_t workspace_bytes) {
+  gemm_to(ctx, g, workspace_bytes, g.dtype);
+}
+
+void gemm_to(const Context& ctx, const GemmArgs& g, std::size_t workspace_bytes, DataType c_dtype) {
   if (g.m == 0 || g.n == 0 || g.batch == 0) return;
   const DeviceGuard guard(ctx);
   if (g.k == 0) {
     if (g.beta == 1.0) return;
-    return with_type(g.dtype, [&](auto tag) {
+    return with_type(c_dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       launch(ctx, "gemm", scale_kernel<T>, grid_stride(g.batch * g.m * g.n, kThreads),
              static_cast<T*>(g.c), g.m, g.n, g.ldc, g.stride_c, g.batch, g.beta);
@@ -110,7 +114,7 @@ void gemm(const Context& ctx, const GemmArgs& g, std::size_t workspace_bytes) {
   check_cublas(t, t.set_workspace(h.handle, g.workspace, workspace_bytes), "cublasSetWorkspace");
 
   const bool wide = g.dtype == DataType::kFloat64;
-  const int type = cuda_type(g.dtype);
+  const int type = cuda_type(g.dtype), c_type = cuda_type(c_dtype);
   const int compute = wide ? kCublasCompute64F : kCublasCompute32F;
   const double alpha64 = 1.0, beta64 = g.beta;
   const float alpha32 = 1.0f, beta32 = static_cast<float>(g.beta);
@@ -123,13 +127,13 @@ void gemm(const Context& ctx, const GemmArgs& g, std::size_t workspace_bytes) {
   if (g.batch == 1) {
     check_cublas(t,
                  t.gemm(h.handle, op_b, op_a, g.n, g.m, g.k, alpha, g.b, type, g.ldb, g.a, type,
-                        g.lda, beta, g.c, type, g.ldc, compute, kCublasGemmDefault),
+                        g.lda, beta, g.c, c_type, g.ldc, compute, kCublasGemmDefault),
                  "cublasGemmEx");
   } else {
     check_cublas(
         t,
         t.gemm_strided_batched(h.handle, op_b, op_a, g.n, g.m, g.k, alpha, g.b, type, g.ldb,
-                               g.stride_b, g.a, type, g.lda, g.stride_a, beta, g.c, type, g.ldc,
+                               g.stride_b, g.a, type, g.lda, g.stride_a, beta, g.c, c_type, g.ldc,
                                g.stride_c, g.batch, compute, kCublasGemmDefault),
         "cublasGemmStridedBatchedEx");
   }

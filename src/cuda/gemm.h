@@ -15,5 +15,8 @@ bool gemm_prepared(int device);
 void prepare_gemm(int device);
 /// As Backend::gemm. `workspace_bytes` is the size of GemmArgs::workspace.
 void gemm(const Context&, const GemmArgs&, std::size_t workspace_bytes);
+/// The same with C of another type than A and B: float32 for 16-bit A and B, so that sums are not
+/// rounded on their way to what adds to them.
+void gemm_to(const Context&, const GemmArgs&, std::size_t workspace_bytes, DataType c_dtype);
 
 }  // namespace penstock::cuda
