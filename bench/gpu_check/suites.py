@@ -1,0 +1,106 @@
+"""The project's own tests, Python and C++, on the device or over the emulated backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+from bench.gpu_check.build import run_to_log, tool
+from bench.gpu_check.stages import Context
+from bench.gpu_check.worker import Report, Skip
+
+#: More processes than this would mostly wait for the one device.
+MOST_PROCESSES = 8
+#: pytest's exit status where no test was selected.
+NO_TESTS = 5
+
+
+def read_junit(path: Path) -> dict[str, Any]:
+    """Numbers of tests, and the names and messages of those that failed, of a JUnit file."""
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    failures = []
+    for case in ET.parse(path).getroot().iter("testcase"):
+        name = f"{case.get('classname', '')}.{case.get('name', '')}".strip(".")
+        problem = case.find("failure")
+        if problem is None:
+            problem = case.find("error")
+        if problem is not None or case.get("status") in ("fail", "timeout"):
+            counts["failed"] += 1
+            message = "" if problem is None else problem.get("message") or problem.text or ""
+            failures.append(f"{name}: {message.strip()[:400]}")
+        elif case.find("skipped") is not None:
+            counts["skipped"] += 1
+        else:
+            counts["passed"] += 1
+    return {**counts, "failures": failures}
+
+
+def put_counts(report: Report, found: dict[str, Any], what: str) -> None:
+    report.put("counts", {k: found[k] for k in ("passed", "failed", "skipped")})
+    report.line(
+        f"{found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped ({what})"
+    )
+    for failure in found["failures"][:20]:
+        report.fail(failure)
+    if not found["passed"] and not found["failed"]:
+        report.fail(f"no test ran ({what})")
+
+
+def processes(context: Context) -> int:
+    """pytest's processes: each holds a context and a pool of memory on the device."""
+    if context.emulated:
+        return min(context.jobs, MOST_PROCESSES)
+    memory = context.earlier.get("device", {}).get("device", {}).get("memory_bytes", 2**34)
+    return max(1, min(context.jobs, MOST_PROCESSES, int(memory // (4 * 2**30))))
+
+
+def python_tests(context: Context, report: Report) -> None:
+    """Stage: pytest over the tests that ``--tests`` selects."""
+    if importlib.util.find_spec("pytest") is None:
+        raise Skip("pytest is not installed")
+    if not context.emulated and importlib.util.find_spec("cupy") is None:
+        raise Skip("CuPy is not installed, which the tests on the device use")
+    junit = context.logs / "python-tests.xml"
+    junit.unlink(missing_ok=True)
+    command = [
+        sys.executable, "-m", "pytest", str(context.root / "tests" / "python"), "-q",
+        "-k", context.tests, f"--junitxml={junit}", "-p", "no:cacheprovider",
+    ]  # fmt: skip
+    count = processes(context)
+    if count > 1 and importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(count)]
+    status, text = run_to_log(command, context.logs / "pytest.txt", context.seconds)
+    if not junit.exists():
+        report.fail(f"pytest ended with status {status}: " + "\n".join(text.splitlines()[-15:]))
+        return
+    put_counts(report, read_junit(junit), f"pytest -k {context.tests!r}")
+    if status not in (0, 1):
+        said = "no test is selected" if status == NO_TESTS else "\n".join(text.splitlines()[-15:])
+        report.fail(f"pytest ended with status {status}: {said}")
+
+
+def cpp_tests(context: Context, report: Report) -> None:
+    """Stage: ctest, where the build has the C++ tests."""
+    if not context.earlier.get("build", {}).get("cpp_tests", True):
+        raise Skip("the C++ tests were not built, there is no GoogleTest")
+    ctest = tool("ctest")
+    if ctest is None:
+        raise Skip("ctest is not there")
+    junit = context.logs / "cpp-tests.xml"
+    junit.unlink(missing_ok=True)
+    command = [
+        ctest, "--test-dir", str(context.build_dir), "-j", str(context.jobs),
+        "--output-on-failure", "--output-junit", str(junit),
+    ]  # fmt: skip
+    if context.cpp_tests:
+        command += ["-R", context.cpp_tests]
+    status, text = run_to_log(command, context.logs / "ctest.txt", context.seconds)
+    if not junit.exists():
+        report.fail(f"ctest ended with status {status}: " + "\n".join(text.splitlines()[-15:]))
+        return
+    put_counts(report, read_junit(junit), "ctest, programs")
+    if status != 0 and not report.failures:
+        report.fail(f"ctest ended with status {status}: " + "\n".join(text.splitlines()[-15:]))
