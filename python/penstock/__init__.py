@@ -18,23 +18,40 @@ from penstock._config import (
     show_config,
 )
 from penstock._core import __version__
+from penstock._gru import GRUGrads, GRUOutput, gru
+from penstock._lstm import LSTMGrads, LSTMOutput, lstm
+from penstock._rnn import RNNGrads, RNNOutput, rnn
+from penstock._sliced import SlicedGrads, SlicedOutput, sliced, sliced_gru
 from penstock._sru import SRUGrads, SRUOutput, sru
 from penstock.layers import SRU
 
 __all__ = [
     "SRU",
+    "GRUGrads",
+    "GRUOutput",
+    "LSTMGrads",
+    "LSTMOutput",
+    "RNNGrads",
+    "RNNOutput",
     "SRUGrads",
     "SRUOutput",
+    "SlicedGrads",
+    "SlicedOutput",
     "__version__",
     "config",
     "convert",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",
+    "gru",
+    "lstm",
     "nn",
     "optim",
     "release_memory",
+    "rnn",
     "set_num_threads",
     "show_config",
+    "sliced",
+    "sliced_gru",
     "sru",
 ]
