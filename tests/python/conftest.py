@@ -1,4 +1,4 @@
-"""What all tests share: where the reference lies, and the backends that the SRU's tests run over.
+"""What all tests share: where the reference lies, and the backends that tests run over.
 
 ``PENSTOCK_HOST_PLUGIN`` (read by the library) replaces the CPU by another backend on the host. With
 CuPy and a device, tests that take ``backend`` run there too.
@@ -26,6 +26,7 @@ if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))  # for `reference`, which is not part of the package
 
 from reference.problems import FLOATS, Problem, dtype_of  # noqa: E402
+from reference.recurrent_problems import RecurrentProblem, SlicedProblem, flat  # noqa: E402
 
 HOST_PLUGIN = os.environ.get("PENSTOCK_HOST_PLUGIN", "")
 GRADIENTS = ("dx", "dweight", "dweight_c", "dbias", "dc0", "dmask_c", "dx_skip")
@@ -99,6 +100,37 @@ class Backend:
             None if g is None else self.to_device(g) for g in (problem.dy, problem.dc_last)
         )
         return self.collect(output, output.backprop(dy, dc_last))
+
+    def moved(self, value: Any) -> Any:
+        """A NumPy array, or all that a container holds, on the device; the rest as it is."""
+        if isinstance(value, np.ndarray):
+            return self.to_device(value)
+        if isinstance(value, dict):
+            return {k: self.moved(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.moved(v) for v in value)
+        return value
+
+    def call(self, problem: RecurrentProblem | SlicedProblem, **changes: Any) -> Any:
+        """Call the function that a problem is about with its arguments, moved to the device."""
+        function = getattr(penstock, problem.operation)
+        keywords = problem.keywords() | changes
+        return function(*self.moved(problem.positional()), **self.moved(keywords))
+
+    def named(self, *results: Any) -> dict[str, np.ndarray]:
+        """Outputs and gradients on the host, by name; those that are None are left out."""
+        found: dict[str, Any] = {}
+        for result in results:
+            found |= result._asdict()
+        found.pop("backprop", None)
+        return {name: self.to_host(value) for name, value in flat(found).items()}
+
+    def outcome(
+        self, problem: RecurrentProblem | SlicedProblem, **changes: Any
+    ) -> dict[str, np.ndarray]:
+        """Forward and backward; the outcome has the keys of ``problem.solve()``."""
+        output = self.call(problem, **changes)
+        return self.named(output, output.backprop(**self.moved(problem.gradients)))
 
 
 class CudaBackend(Backend):
