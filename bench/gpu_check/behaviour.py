@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.gpu_check import operations
-from bench.gpu_check.arrays import Library, Torch, libraries
+from bench.gpu_check.arrays import Library, Torch, dtype_of, libraries
 from bench.gpu_check.expected import expected
 from bench.gpu_check.operations import Call, Case, available, differing, errors, host, too_wrong
 from bench.gpu_check.stages import Context
@@ -157,7 +157,7 @@ def streams(context: Context, report: Report) -> None:
             call = Call(case, library, seed=1)
             library.busy(1)  # which measures itself the first time
             source = library.array(operations.values(case, 1)["x"])
-            junk = np.full(source.shape, np.nan, operations.dtype_of(case.dtype))
+            junk = np.full(source.shape, np.nan, dtype_of(case.dtype))
             library.assign(call.arrays["x"], junk)
             library.synchronize()
             with library.stream():

@@ -19,7 +19,8 @@ from bench.machine import describe
 
 PACKAGES = (
     "penstock", "numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "triton", "jax", "sru",
-    "flashrnn", "ml_dtypes", "nvidia-cublas", "nvidia-cudnn-cu13", "pybind11", "pytest", "pytest-xdist",
+    "flashrnn", "ml_dtypes", "nvidia-cublas", "nvidia-cudnn-cu13", "pybind11", "pytest",
+    "pytest-xdist",
 )  # fmt: skip
 
 #: What is left out without a module.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def expected(cases: list[Case], seconds: float = 120) -> list[dict[str, np.ndarr
 def main() -> None:
     told, found = sys.argv[1:]
     library = Host()
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for number, values in enumerate(json.loads(Path(told).read_text())):
         call = Call(Case(**values), library, dtype="float64")
         for name, value in host(library, call.train()).items():

@@ -109,20 +109,20 @@ def limits_of(context: Context, dtype: str) -> tuple[float, float] | None:
 
 def cases(op: str, emulated: bool) -> list[Case]:
     if emulated:
-        slices = {"slices": (2, 2)} if op == "sliced" else {}
-        return [Case(op, 8, 2, 6, 6, **slices), Case(op, 8, 2, 6, 6, "bfloat16", **slices)]
+        slices = (2, 2) if op == "sliced" else ()
+        return [Case(op, 8, 2, 6, 6, d, slices=slices) for d in ("float32", "bfloat16")]
     if op == "sliced":
-        sizes: list[tuple[Any, ...]] = [
-            (512, 100, 200, 50, (8, 8)),
-            (4096, 16, 200, 50, (8, 8)),
-            (4096, 16, 200, 50, (16, 16)),
-            (4096, 100, 200, 50, (8, 8)),
-            (32768, 16, 200, 50, (8, 8, 8)),
-            (512, 64, 256, 256, (8, 8)),
+        sizes = [
+            ((512, 100, 200, 50), (8, 8)),
+            ((4096, 16, 200, 50), (8, 8)),
+            ((4096, 16, 200, 50), (16, 16)),
+            ((4096, 100, 200, 50), (8, 8)),
+            ((32768, 16, 200, 50), (8, 8, 8)),
+            ((512, 64, 256, 256), (8, 8)),
         ]
         return [
-            Case(op, *size[:4], dtype, slices=size[4], initial=False)
-            for size in sizes
+            Case(op, *size, dtype, slices=parts, initial=False)
+            for size, parts in sizes
             for dtype in ("float32", "bfloat16")
         ]
     shapes = {

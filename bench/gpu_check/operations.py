@@ -199,7 +199,8 @@ class Call:
             ]
             if case.cell == "gru":
                 options["reset"] = case.reset
-            return penstock.sliced(case.cell, a["x"], levels, slices=case.slices, **options)
+            sliced: Any = penstock.sliced
+            return sliced(case.cell, a["x"], levels, slices=case.slices, **options)
         if case.op == "gru":
             options["reset"] = case.reset
         function = getattr(penstock, case.op)

@@ -72,7 +72,7 @@ def check(result: Any) -> None:
         raise ValueError(f"expected a file of {KIND} (actual: another one)")
     if result.get("schema") != SCHEMA:
         raise ValueError(f"expected schema {SCHEMA} (actual: {result.get('schema')!r})")
-    fields = {
+    fields: dict[str, Any] = {
         "emulated": bool, "measurement": bool, "status": str, "seconds": (int, float),
         "options": dict, "system": dict, "stages": list, "rows": list,
     }  # fmt: skip

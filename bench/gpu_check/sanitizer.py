@@ -138,13 +138,8 @@ def run_tools(context: Context, report: Report) -> None:
         (tool, planted) for tool in TOOLS for planted in ((True, False) if has_cupy else (False,))
     ]
     with ThreadPoolExecutor(max(1, min(len(jobs), context.jobs // 2))) as pool:
-        outputs = dict(
-            zip(
-                jobs,
-                pool.map(lambda j: run_tool(sanitizer, *j[:1], context, j[1]), jobs),
-                strict=True,
-            )
-        )
+        found = pool.map(lambda job: run_tool(sanitizer, job[0], context, planted=job[1]), jobs)
+        outputs = dict(zip(jobs, found, strict=True))
     usable = 0
     for tool in TOOLS:
         planted = outputs[tool, True][1] if has_cupy else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from typing import Any
 
 os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
 
@@ -34,7 +35,7 @@ def cases() -> list[Case]:
     found = []
     for op, dtype in itertools.product(available(), DTYPES):
         # With and without room for vector loads; the second also with padding.
-        sizes = {"slices": (2, 2)} if op == "sliced" else {}
+        sizes: dict[str, Any] = {"slices": (2, 2)} if op == "sliced" else {}
         found.append(Case(op, 9, 5, 7, 13, dtype, direction="bidirectional", lengths=True, **sizes))
         found.append(Case(op, 6, 3, 32, 32, dtype, **sizes))
         if op == "gru":

@@ -90,4 +90,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # By its own name: the stages raise that module's Skip, and not this one's.
+    from bench.gpu_check import worker
+
+    worker.main()
