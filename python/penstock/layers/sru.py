@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from penstock._arrays import array_module, caller_of, host_lengths
 from penstock._sru import sru
+from penstock.layers._stack import Cells, two_generators, without_padding
 from penstock.layers.init import (
     skip_scale,
     sru_bias,
@@ -17,7 +18,7 @@ from penstock.layers.init import (
     sru_weight_c,
     uniform_fan_in,
 )
-from penstock.nn._random import Seed, check_number, check_probability, dropout_mask, make_rng
+from penstock.nn._random import Seed, check_number, check_probability, dropout_mask
 from penstock.nn.layer_norm import LayerNorm
 from penstock.nn.linear import matmul_operand
 from penstock.nn.module import (
@@ -209,15 +210,6 @@ class _Cell(Layer):
         return dx.reshape(x.shape), dprojection
 
 
-class _Cells(Layer):
-    """Holds a stack's cells under the names "0", "1", ..."""
-
-    def __init__(self, cells: list[_Cell]) -> None:
-        super().__init__()
-        for i, cell in enumerate(cells):
-            setattr(self, str(i), cell)
-
-
 class SRU(Layer):
     """A stack of Simple Recurrent Units (arXiv 1709.02755); :func:`penstock.sru` has the equations.
 
@@ -308,7 +300,7 @@ class SRU(Layer):
         kind = resolve_dtype(dtype)
         self.dtype = kind.name
 
-        initial, self._rng = _two_generators(seed)
+        initial, self._rng = two_generators(seed)
         self._add_rng("rng", self._rng)
         options = {
             "activation": activation,
@@ -335,7 +327,7 @@ class SRU(Layer):
             )
             for i in range(self.num_layers)
         ]
-        self.layers = _Cells(self._cells)
+        self.layers = Cells(self._cells)
         # Cells that are a bare call of penstock.sru need no preparation of their input.
         self._plain = not self.use_layer_norm and not any(c.projected for c in self._cells)
         if device != "cpu":
@@ -400,7 +392,7 @@ class SRU(Layer):
         if lengths is not None:  # once for all layers: on a GPU, each time is a copy
             lengths = host_lengths(lengths, h, caller_of(h))
         if not self._plain or (training and self.rnn_dropout > 0.0):
-            h = _without_padding(xp, h, lengths, mask_pad)
+            h = without_padding(xp, h, lengths, mask_pad)
         given = {"lengths": lengths, "mask_pad": mask_pad}
 
         steps: list[Callable[..., _CellGrads]] = []
@@ -486,31 +478,3 @@ class SRU(Layer):
         config = self.config()
         parts += [f"{k}={config[k]!r}" for k, v in defaults.items() if config[k] != v]
         return f"SRU({', '.join(parts)})"
-
-
-def _two_generators(seed: Seed) -> tuple[np.random.Generator, np.random.Generator]:
-    """Generators for initial values and for masks: a seed's masks do not depend on the sizes."""
-    if isinstance(seed, np.random.Generator):
-        return seed, seed
-    first = make_rng(seed)
-    return first, np.random.default_rng(first.bit_generator.seed_seq.spawn(1)[0])  # type: ignore[attr-defined]
-
-
-def _without_padding(xp: Any, x: Array, lengths: Any, mask_pad: Any) -> Array:
-    """Zero padded steps of ``x`` (T, B, D): what stands there, NaN included, must not matter.
-
-    ``penstock.sru`` sees to that itself; this is for what comes before it.
-    """
-    steps, batch = x.shape[:2]
-    padded = None
-    if mask_pad is not None:
-        padded = xp.asarray(mask_pad)
-        if tuple(padded.shape) != (steps, batch):
-            raise ValueError(
-                f"mask_pad: expected shape ({steps}, {batch}) as (T, B), got {tuple(padded.shape)}"
-            )
-        padded = padded.astype(bool)
-    if lengths is not None:
-        beyond = xp.arange(steps)[:, None] >= xp.asarray(lengths)
-        padded = beyond if padded is None else padded | beyond
-    return x if padded is None else xp.where(padded[..., None], x.dtype.type(0), x)
