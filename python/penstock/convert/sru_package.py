@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from penstock.convert._state import HostArray, read_state, to_numpy
 from penstock.layers.sru import SRU
 
 _LAYER = re.compile(r"^(?P<prefix>.*?)rnn_lst\.(?P<index>\d+)\.(?P<name>.+)$")
@@ -39,32 +39,12 @@ _NAMES = {
     "layer_norm.bias",
 }
 
-HostArray = npt.NDArray[Any]
-
 
 class ConvertedSRU(NamedTuple):
     """``config``: arguments of :class:`penstock.SRU`; ``state``: its state dictionary."""
 
     config: dict[str, Any]
     state: dict[str, HostArray]
-
-
-def _to_numpy(name: str, value: Any) -> HostArray:
-    """A NumPy array from a NumPy array or a torch tensor, bfloat16 included."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            import ml_dtypes
-
-            return np.asarray(value.float().numpy().astype(ml_dtypes.bfloat16))
-        value = value.numpy()
-    elif hasattr(value, "get") and hasattr(value, "device"):
-        value = value.get()
-    if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"state[{name!r}]: expected a NumPy array or a torch tensor, got {type(value).__name__}"
-        )
-    return value
 
 
 def _layers(state: Mapping[str, Any], prefix: str | None) -> list[dict[str, HostArray]]:
@@ -74,9 +54,11 @@ def _layers(state: Mapping[str, Any], prefix: str | None) -> list[dict[str, Host
         match = _LAYER.match(key)
         if match:
             layers = found.setdefault(match["prefix"], {})
-            layers.setdefault(int(match["index"]), {})[match["name"]] = _to_numpy(key, value)
+            layers.setdefault(int(match["index"]), {})[match["name"]] = to_numpy(
+                f"state[{key!r}]", value
+            )
     if not found and {"weight", "weight_c", "bias", "scale_x"} <= state.keys():  # one SRUCell
-        found[""] = {0: {k: _to_numpy(k, v) for k, v in state.items()}}
+        found[""] = {0: {k: to_numpy(f"state[{k!r}]", v) for k, v in state.items()}}
     if prefix is None:
         if len(found) != 1:
             raise ValueError(
@@ -230,45 +212,12 @@ def load_sru_checkpoint(
 
     Raises ValueError or TypeError for a source that is no such checkpoint.
     """
-    state = source if isinstance(source, Mapping) else _read(Path(source))
+    state = source if isinstance(source, Mapping) else read_state(Path(source), _LAYER.match)
     converted = convert_state_dict(state, bidirectional=bidirectional, skip=skip, prefix=prefix)
     device = options.pop("device", "cpu")
     layer = SRU(**{"seed": 0, **converted.config, **options})
     layer.load_state_dict(converted.state)
     return layer.to(device)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """Read a state dictionary from a file."""
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        loaded: Mapping[str, Any] = load_file(path)
-        return loaded
-    if path.suffix == ".npz":
-        with np.load(path) as archive:
-            return {name: archive[name] for name in archive.files}
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"source: {path} needs PyTorch to be read; install it, or save the state dictionary "
-            "as .safetensors or .npz"
-        ) from error
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"source: expected a state dictionary in {path}, got {type(content).__name__}"
-        )
-    if not any(_LAYER.match(str(k)) for k in content):
-        inner = [
-            v
-            for v in content.values()
-            if isinstance(v, Mapping) and any(_LAYER.match(str(k)) for k in v)
-        ]
-        if len(inner) == 1:
-            return inner[0]
-    return content
 
 
 def to_sru_package(layer: SRU) -> dict[str, HostArray]:
