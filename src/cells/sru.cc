@@ -221,13 +221,10 @@ class Call {
       padding_.lengths =
           static_cast<const std::int64_t*>(contiguous(in_.lengths, DataType::kInt64));
     }
-    // What stands at a padded step, NaN included, must not reach the products over time, nor those
-    // whose rows a backend does not keep apart. Asked of the arguments, not of padding_: while the
-    // workspace is only measured, what is converted has no address yet.
-    const bool rows_apart =
-        backend.packed_b_bytes == nullptr || backend.packed_b_bytes(dims_.compute, 512, 512) == 0;
-    const bool sanitise =
-        (!forward || !rows_apart) && (in_.mask_pad.given() || in_.lengths.given());
+    // What stands at a padded step, NaN included, must not reach the products over time. Asked of
+    // the arguments, not of padding_: while the workspace is only measured, what is converted has no
+    // address yet.
+    const bool sanitise = !forward && (in_.mask_pad.given() || in_.lengths.given());
     const void* x = contiguous(in_.x, dims_.compute, sanitise);
     if (sanitise && run_) {
       ctx_.backend().zero_padded(ctx_, const_cast<void*>(x), dims_.compute, dims_.steps,

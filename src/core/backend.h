@@ -13,7 +13,7 @@
 namespace penstock {
 
 /// Bumped whenever a layout below changes; a plugin built for another number is refused.
-constexpr std::uint32_t kBackendAbi = 2;
+constexpr std::uint32_t kBackendAbi = 3;
 
 /// C = op(A) · op(B) + beta · C, row-major, `batch` times with the given strides (in elements).
 /// op(A) is (m, k), op(B) is (k, n), C is (m, n). Sums are kept in float32 for 16-bit types.
@@ -37,12 +37,16 @@ struct GemmArgs {
   const void* packed_b = nullptr;
 };
 
-/// Which steps of a padded batch count: step (t, b) is padding if `pad` says so or t >= lengths[b].
+/// Which steps of a padded batch count: step (t, b) is padding if `pad` says so or if it is not among
+/// the first lengths[b] steps.
 struct Padding {
   const std::uint8_t* pad = nullptr;      // (T, B) contiguous, or null
   const std::int64_t* lengths = nullptr;  // (B,), or null
+  std::int64_t left_of = -1;              // T if the last lengths[b] steps count instead, else -1
   PENSTOCK_HOST_DEVICE bool at(std::int64_t t, std::int64_t b, std::int64_t batch) const {
-    return (pad != nullptr && pad[t * batch + b] != 0) || (lengths != nullptr && t >= lengths[b]);
+    if (pad != nullptr && pad[t * batch + b] != 0) return true;
+    if (lengths == nullptr) return false;
+    return left_of >= 0 ? t < left_of - lengths[b] : t >= lengths[b];
   }
 };
 
@@ -76,6 +80,9 @@ struct Backend {
   /// Zero the rows of x (T, B, width), contiguous, whose step is padding.
   void (*zero_padded)(const Context&, void* x, DataType dtype, std::int64_t steps,
                       std::int64_t batch, std::int64_t width, const Padding&);
+  /// totals[j] = (accumulate ? totals[j] : 0) + sum over i of a[i * lda + j], in a fixed order.
+  void (*sum_rows)(const Context&, const void* a, DataType dtype, std::int64_t rows,
+                   std::int64_t columns, std::int64_t lda, double* totals, bool accumulate);
   /// Call fn(user, i) for i in [0, n), in any order and perhaps in parallel; `work` is the total
   /// number of multiply-adds, from which the backend judges whether threads pay.
   void (*for_each)(const Context&, std::int64_t n, double work, ItemFunction fn, void* user);
@@ -83,10 +90,9 @@ struct Backend {
   /// The kernels that a cell registered under `name` (src/cells/X_kernels.h), or null.
   const void* (*cell_kernels)(const char* name);
 
-  /// For a B that several products share: bytes of the form that products read, or 0 where there is
-  /// none for it; and its making, from B as in GemmArgs. Both null in backends without such a form.
-  /// Where there is one, rows of a product with infinities or NaN may change the rounding of
-  /// others.
+  /// For a B that several products share: bytes of the form that products read, and its making, from
+  /// B as in GemmArgs. Both null in backends without such a form. A row of a product with such a B
+  /// does not depend on the number of rows, nor on what the others hold.
   std::size_t (*packed_b_bytes)(DataType dtype, std::int64_t n, std::int64_t k) = nullptr;
   void (*pack_b)(const Context&, const GemmArgs&, void* packed) = nullptr;
 };

@@ -12,6 +12,7 @@
 #include <new>
 
 #include "cpu/blas.h"
+#include "cpu/gemm.h"
 #include "cpu/isa.h"
 
 namespace penstock::cpu {
@@ -61,6 +62,7 @@ class Magnitude {
     largest_ = _mm512_max_epu32(largest_, bits);
   }
   std::uint32_t largest() const { return _mm512_reduce_max_epu32(largest_); }
+  void join(const Magnitude& other) { largest_ = _mm512_max_epu32(largest_, other.largest_); }
 
  private:
   __m512i largest_ = _mm512_setzero_si512();
@@ -113,6 +115,7 @@ inline void transpose(__m512i* tile) {
 // (of m or n) `ld` apart, so that line i holds row i's sixteen pairs along k.
 constexpr std::int64_t kPartLines = 2 * kTile;
 
+// `magnitude` has an entry per row.
 inline void lines_from_rows(const float* source, std::int64_t ld, std::int64_t rows,
                             std::int64_t depth, __m512i* out, Magnitude* magnitude) {
   const __mmask16 low = first(depth), high = first(depth - 16);
@@ -135,8 +138,8 @@ inline void lines_from_rows(const float* source, std::int64_t ld, std::int64_t r
     _mm_prefetch(row + kTile * ld + 16, _MM_HINT_T1);
     const __m512 x = _mm512_maskz_loadu_ps(low, row);
     const __m512 y = _mm512_maskz_loadu_ps(high, row + 16);
-    magnitude->see(x);
-    magnitude->see(y);
+    magnitude[i].see(x);
+    magnitude[i].see(y);
     __m512i a[kParts], b[kParts];
     split(x, a);
     split(y, b);
@@ -173,12 +176,14 @@ inline void lines_from_pairs(const float* source, std::int64_t ld, std::int64_t 
 
 // Pack `count` rows of op(A), or columns of op(B), over `depth` of k into panels of 32. `along_k`:
 // the source is contiguous along k. `is_b`: lines run over pairs along k, else over rows. Returns
-// the largest magnitude.
+// the largest magnitude; `rows`, if given and `along_k`, receives those of each row.
 std::uint32_t pack(bool along_k, bool is_b, const float* source, std::int64_t ld,
-                   std::int64_t count, std::int64_t depth, char* out) {
+                   std::int64_t count, std::int64_t depth, char* out,
+                   std::uint32_t* rows = nullptr) {
   Magnitude magnitude;
   const std::int64_t steps = (depth + kDepth - 1) / kDepth;
   for (std::int64_t i = 0; i < count; i += kBlock) {
+    Magnitude each[kBlock];
     for (std::int64_t s = 0; s < steps; ++s) {
       for (std::int64_t t = 0; t < 2; ++t) {
         auto* lines = reinterpret_cast<__m512i*>(out + static_cast<std::size_t>(t) * kTileBytes);
@@ -191,7 +196,8 @@ std::uint32_t pack(bool along_k, bool is_b, const float* source, std::int64_t ld
           continue;
         }
         if (along_k) {
-          lines_from_rows(source + at * ld + k, ld, count - at, depth - k, lines, &magnitude);
+          lines_from_rows(source + at * ld + k, ld, count - at, depth - k, lines,
+                          each + t * kTile);
         } else {
           lines_from_pairs(source + k * ld + at, ld, count - at, depth - k, lines, &magnitude);
         }
@@ -201,8 +207,26 @@ std::uint32_t pack(bool along_k, bool is_b, const float* source, std::int64_t ld
       }
       out += kPanelStep;
     }
+    if (!along_k) continue;
+    for (std::int64_t r = 0; r < kBlock && i + r < count; ++r) {
+      if (rows != nullptr) rows[i + r] = each[r].largest();
+      magnitude.join(each[r]);
+    }
   }
   return magnitude.largest();
+}
+
+// Zero row `row` of packed rows, over all of k.
+void clear_row(char* panels, std::int64_t row, std::int64_t steps) {
+  char* panel = panels + static_cast<std::size_t>(row / kBlock * steps) * kPanelStep;
+  const auto line = static_cast<std::size_t>(row % kTile) * 64;
+  for (std::int64_t s = 0; s < steps; ++s) {
+    for (std::int64_t p = 0; p < kParts; ++p) {
+      const auto tile = static_cast<std::size_t>(p * 2 + row % kBlock / kTile);
+      std::memset(panel + tile * kTileBytes + line, 0, 64);
+    }
+    panel += kPanelStep;
+  }
 }
 
 // C block (32 x 32) += panel of A times panel of B. `fresh`: C starts from zero.
@@ -311,6 +335,8 @@ bool amx_pays(std::int64_t m, std::int64_t n, std::int64_t k) {
   return m >= 32 && n >= 32 && k >= 64 && m * n * k >= (std::int64_t{1} << 22);
 }
 
+bool amx_pays_packed(std::int64_t n, std::int64_t k) { return n >= 48 && k >= 48; }
+
 namespace {
 
 // How op(B) is cut: ranges of columns of about equal size, in whole panels, and rounds of k.
@@ -391,11 +417,35 @@ void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::i
       for (std::int64_t i0 = 0; i0 < m; i0 += kMaxRows) {
         const std::int64_t rows = m - i0 < kMaxRows ? m - i0 : kMaxRows;
         const float* a_piece = a + (trans_a ? k0 * lda + i0 : i0 * lda + k0);
-        const std::uint32_t largest_a = pack(!trans_a, false, a_piece, lda, rows, depth, buffers.a);
         const bool fresh = round == 0 && beta == 0.0f;
-        if (!fit(largest_a, largest_b)) {
-          blas_gemm(trans_a, trans_b, rows, columns, depth, a_piece, lda, b_piece, ldb,
-                    fresh ? 0.0f : 1.0f, c + i0 * ldc + j0, ldc);
+        std::uint32_t largest[kMaxRows];
+        const std::uint32_t largest_a =
+            pack(!trans_a, false, a_piece, lda, rows, depth, buffers.a, largest);
+        if (packed_b == nullptr) {
+          if (!fit(largest_a, largest_b)) {
+            blas_gemm(trans_a, trans_b, rows, columns, depth, a_piece, lda, b_piece, ldb,
+                      fresh ? 0.0f : 1.0f, c + i0 * ldc + j0, ldc);
+            continue;
+          }
+        }
+        // With a packed B each row goes its own way, whatever its neighbours hold.
+        std::int64_t misfits = 0;
+        if (packed_b != nullptr) {
+          for (std::int64_t i = 0; i < rows; ++i) {
+            if (fit(largest[i], largest_b)) continue;
+            clear_row(buffers.a, i, steps);
+            ++misfits;
+          }
+        }
+        const auto misfit_rows = [&] {
+          for (std::int64_t i = 0; i < rows && misfits > 0; ++i) {
+            if (fit(largest[i], largest_b)) continue;
+            gemm_kernels().f32(false, trans_b, 1, columns, depth, a_piece + i * lda, lda, b_piece,
+                               ldb, fresh ? 0.0f : 1.0f, c + (i0 + i) * ldc + j0, ldc);
+          }
+        };
+        if (misfits == rows) {
+          misfit_rows();
           continue;
         }
         const auto panel = static_cast<std::size_t>(steps) * kPanelStep;
@@ -419,6 +469,7 @@ void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::i
             }
           }
         }
+        misfit_rows();
       }
     }
   }
@@ -433,6 +484,7 @@ namespace penstock::cpu {
 
 bool has_amx() { return false; }
 bool amx_pays(std::int64_t, std::int64_t, std::int64_t) { return false; }
+bool amx_pays_packed(std::int64_t, std::int64_t) { return false; }
 void amx_gemm(bool, bool, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
               const float*, std::int64_t, float, float*, std::int64_t, const void*) {}
 std::size_t amx_packed_b_bytes(std::int64_t, std::int64_t) { return 0; }

@@ -2,6 +2,7 @@
 
 #include "cpu/cells.h"
 
+#include "cells/recurrent_cpu.h"
 #include "cells/sru_cpu.h"
 #include "core/cell_table.h"
 
@@ -10,6 +11,9 @@ namespace penstock::cpu {
 const void* cell_kernels(const char* name) {
   static const CellEntry cells[] = {
       {sru::kKernelsName, &sru_kernels()},
+      {"rnn", &rnn_kernels()},
+      {"gru", &gru_kernels()},
+      {"lstm", &lstm_kernels()},
   };
   return find_cell(cells, name);
 }

@@ -38,17 +38,39 @@ void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const double*
 
 void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
-                float* c, std::int64_t ldc, const void* packed_b) {
+                float* c, std::int64_t ldc) {
   if (has_amx() && amx_pays(m, n, k)) {
-    amx_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc, packed_b);
+    amx_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
   } else {
     blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
   }
 }
 void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
-                double* c, std::int64_t ldc, const void*) {
+                double* c, std::int64_t ldc) {
   blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+
+// Which form a packed B has, by its own size alone, so that a row's result does not depend on how
+// many rows a product has.
+bool packed_for_amx(DataType dtype, std::int64_t n, std::int64_t k) {
+  return dtype == DataType::kFloat32 && has_amx() && amx_pays_packed(n, k);
+}
+
+void packed_gemm(const GemmArgs& g) {
+  if (packed_for_amx(g.dtype, g.n, g.k)) {
+    amx_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, static_cast<const float*>(g.a), g.lda,
+             static_cast<const float*>(g.b), g.ldb, static_cast<float>(g.beta),
+             static_cast<float*>(g.c), g.ldc, g.packed_b);
+  } else if (g.dtype == DataType::kFloat64) {
+    panel_kernels().f64(g.m, g.n, g.k, static_cast<const double*>(g.a), g.lda,
+                        static_cast<const double*>(g.packed_b), g.beta, static_cast<double*>(g.c),
+                        g.ldc);
+  } else {
+    panel_kernels().f32(g.m, g.n, g.k, static_cast<const float*>(g.a), g.lda,
+                        static_cast<const float*>(g.packed_b), static_cast<float>(g.beta),
+                        static_cast<float*>(g.c), g.ldc);
+  }
 }
 
 template <class T>
@@ -62,8 +84,7 @@ void gemm_as(const GemmArgs& g) {
     if (few_rows) {
       few_rows_gemm(g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
     } else {
-      large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc,
-                 g.packed_b);
+      large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
     }
     a += g.stride_a;
     b += g.stride_b;
@@ -73,24 +94,33 @@ void gemm_as(const GemmArgs& g) {
 
 void gemm(const Context&, const GemmArgs& g) {
   if (g.m == 0 || g.n == 0) return;
-  if (g.dtype == DataType::kFloat64) {
+  if (g.packed_b != nullptr) {
+    packed_gemm(g);
+  } else if (g.dtype == DataType::kFloat64) {
     gemm_as<double>(g);
   } else {
     gemm_as<float>(g);
   }
 }
 
-// Of a product that a packed B is for.
-constexpr std::int64_t kManyRows = 512;
-
 std::size_t packed_b_bytes(DataType dtype, std::int64_t n, std::int64_t k) {
-  return has_amx() && dtype == DataType::kFloat32 && amx_pays(kManyRows, n, k)
-             ? amx_packed_b_bytes(n, k)
-             : 0;
+  if (packed_for_amx(dtype, n, k)) return amx_packed_b_bytes(n, k);
+  if (dtype == DataType::kFloat64) {
+    return static_cast<std::size_t>(panel_kernels().size_f64(n, k)) * sizeof(double);
+  }
+  return static_cast<std::size_t>(panel_kernels().size_f32(n, k)) * sizeof(float);
 }
 
 void pack_b(const Context&, const GemmArgs& g, void* packed) {
-  amx_pack_b(g.trans_b, g.n, g.k, static_cast<const float*>(g.b), g.ldb, packed);
+  if (packed_for_amx(g.dtype, g.n, g.k)) {
+    amx_pack_b(g.trans_b, g.n, g.k, static_cast<const float*>(g.b), g.ldb, packed);
+  } else if (g.dtype == DataType::kFloat64) {
+    panel_kernels().pack_f64(g.trans_b, g.n, g.k, static_cast<const double*>(g.b), g.ldb,
+                             static_cast<double*>(packed));
+  } else {
+    panel_kernels().pack_f32(g.trans_b, g.n, g.k, static_cast<const float*>(g.b), g.ldb,
+                             static_cast<float*>(packed));
+  }
 }
 
 template <class To, class From>
@@ -158,6 +188,9 @@ void convert(const Context&, const TensorView& src, const TensorView& dst) {
   if (is(DataType::kFloat32, DataType::kFloat16)) return convert_as<float, Float16>(src, dst);
   if (is(DataType::kBFloat16, DataType::kFloat32)) return convert_as<BFloat16, float>(src, dst);
   if (is(DataType::kFloat32, DataType::kBFloat16)) return convert_as<float, BFloat16>(src, dst);
+  if (is(DataType::kFloat64, DataType::kFloat32)) return convert_as<double, float>(src, dst);
+  if (is(DataType::kFloat64, DataType::kFloat16)) return convert_as<double, Float16>(src, dst);
+  if (is(DataType::kFloat64, DataType::kBFloat16)) return convert_as<double, BFloat16>(src, dst);
   if (is(DataType::kBool, DataType::kUInt8))
     return convert_as<std::uint8_t, std::uint8_t>(src, dst);
   if (is(DataType::kInt32, DataType::kInt64)) {
@@ -184,6 +217,35 @@ void zero_padded(const Context&, void* x, DataType dtype, std::int64_t steps, st
         std::memset(static_cast<char*>(x) + static_cast<std::size_t>(t * batch + b) * row, 0, row);
       }
     }
+  }
+}
+
+template <class T>
+void sum_rows_as(const T* a, std::int64_t rows, std::int64_t columns, std::int64_t lda,
+                 double* totals, bool accumulate) {
+  // Short sums in T keep float32's error small however many rows there are.
+  constexpr std::int64_t kRun = 64, kColumns = 128;
+  for (std::int64_t j0 = 0; j0 < columns; j0 += kColumns) {
+    const std::int64_t width = columns - j0 < kColumns ? columns - j0 : kColumns;
+    for (std::int64_t j = 0; j < width && !accumulate; ++j) totals[j0 + j] = 0.0;
+    for (std::int64_t i0 = 0; i0 < rows; i0 += kRun) {
+      T sums[kColumns] = {};
+      const std::int64_t end = rows - i0 < kRun ? rows : i0 + kRun;
+      for (std::int64_t i = i0; i < end; ++i) {
+        const T* row = a + i * lda + j0;
+        for (std::int64_t j = 0; j < width; ++j) sums[j] += row[j];
+      }
+      for (std::int64_t j = 0; j < width; ++j) totals[j0 + j] += static_cast<double>(sums[j]);
+    }
+  }
+}
+
+void sum_rows(const Context&, const void* a, DataType dtype, std::int64_t rows,
+              std::int64_t columns, std::int64_t lda, double* totals, bool accumulate) {
+  if (dtype == DataType::kFloat64) {
+    sum_rows_as(static_cast<const double*>(a), rows, columns, lda, totals, accumulate);
+  } else {
+    sum_rows_as(static_cast<const float*>(a), rows, columns, lda, totals, accumulate);
   }
 }
 
@@ -217,6 +279,7 @@ const Backend& cpu_backend() {
       &cpu::convert,
       &cpu::fill_zero,
       &cpu::zero_padded,
+      &cpu::sum_rows,
       &cpu::for_each_item,
       &cpu::cell_kernels,
       &cpu::packed_b_bytes,

@@ -1,0 +1,86 @@
+// The state-mixing cells on the CPU: what each provides per instruction set, and the kernel tables
+// made from it.
+#pragma once
+
+#include "cells/recurrent_kernels.h"
+#include "cpu/isa.h"
+
+namespace penstock::cpu {
+
+/// Steps of one cell in one element type. A block is a range of at most kMostBlockRows rows (part p
+/// of sequence b is row p * batch + b); blocks are independent of each other.
+struct RecurrentSteps {
+  /// Elements of scratch for one direction.
+  std::int64_t (*forward_scratch)(const recurrent::Dims&, bool few_rows);
+  std::int64_t (*backward_scratch)(const recurrent::Dims&, bool few_rows);
+  /// Fill one direction's scratch from its weights.
+  void (*pack_forward)(const recurrent::Scan&, std::int64_t dir, void* scratch, bool few_rows);
+  void (*pack_backward)(const recurrent::Scan&, std::int64_t dir, void* scratch, bool few_rows);
+  /// All of the scan's steps for the rows [begin, end).
+  void (*forward)(const recurrent::ForwardScan&, std::int64_t dir, std::int64_t begin,
+                  std::int64_t end, void* scratch, bool few_rows);
+  void (*backward)(const recurrent::BackwardScan&, std::int64_t dir, std::int64_t begin,
+                   std::int64_t end, void* scratch, bool few_rows);
+  /// The gates of entries [begin, end) among the scan's own (part, step in time, sequence).
+  void (*replay)(const recurrent::ForwardScan&, std::int64_t dir, std::int64_t begin,
+                 std::int64_t end, void* scratch, bool few_rows);
+};
+
+constexpr std::int64_t kMostBlockRows = 32;
+
+/// Both element types of one variant of a cell.
+struct RecurrentVariant {
+  RecurrentSteps f32, f64;
+};
+
+/// Fill the table of a cell from `spec` and `variant`, the cell's own functions of its options.
+using SpecFunction = recurrent::Spec (*)(const recurrent::Options&);
+using VariantFunction = const RecurrentVariant& (*)(const recurrent::Options&);
+template <SpecFunction kSpec, VariantFunction kVariant>
+const recurrent::Kernels& recurrent_kernels();
+
+namespace recurrent_detail {
+recurrent::Plan plan(const recurrent::Dims&, const recurrent::Spec&);
+std::size_t scratch_bytes(const recurrent::Dims&, const RecurrentVariant&, bool forward);
+void prepare(const Context&, const recurrent::Scan&, const RecurrentVariant&, bool forward);
+void forward(const Context&, const recurrent::ForwardScan&, const RecurrentVariant&);
+void replay(const Context&, const recurrent::ForwardScan&, const RecurrentVariant&);
+void backward(const Context&, const recurrent::BackwardScan&, const RecurrentVariant&);
+}  // namespace recurrent_detail
+
+template <SpecFunction kSpec, VariantFunction kVariant>
+const recurrent::Kernels& recurrent_kernels() {
+  namespace detail = recurrent_detail;
+  using recurrent::BackwardScan;
+  using recurrent::Dims;
+  using recurrent::ForwardScan;
+  using recurrent::Scan;
+  static constexpr recurrent::Kernels table = {
+      kSpec,
+      [](const Dims& d) { return detail::plan(d, kSpec(d.options)); },
+      [](const Dims& d) { return detail::scratch_bytes(d, kVariant(d.options), true); },
+      [](const Dims& d) { return detail::scratch_bytes(d, kVariant(d.options), false); },
+      [](const Context& ctx, const Scan& s) {
+        detail::prepare(ctx, s, kVariant(s.dims.options), true);
+      },
+      [](const Context& ctx, const Scan& s) {
+        detail::prepare(ctx, s, kVariant(s.dims.options), false);
+      },
+      [](const Context& ctx, const ForwardScan& s) {
+        detail::forward(ctx, s, kVariant(s.dims.options));
+      },
+      [](const Context& ctx, const ForwardScan& s) {
+        detail::replay(ctx, s, kVariant(s.dims.options));
+      },
+      [](const Context& ctx, const BackwardScan& s) {
+        detail::backward(ctx, s, kVariant(s.dims.options));
+      },
+  };
+  return table;
+}
+
+const recurrent::Kernels& rnn_kernels();
+const recurrent::Kernels& gru_kernels();
+const recurrent::Kernels& lstm_kernels();
+
+}  // namespace penstock::cpu

@@ -1,0 +1,513 @@
+// Steps of the state-mixing cells on the CPU, for any cell as src/cells/X_cell.h describes it.
+// Included by sources that are compiled once per instruction set.
+//
+// A block of rows goes through all steps on its own: per step and panel of units, the products of
+// the block's rows with R (src/cpu/panels.h), then the gates of those units while the products are
+// in the first cache. Weights are read once per step and block, states stay in the first or second
+// cache, W x is read and gates are written once. Where there are only few steps of large weights,
+// R is read as it is instead.
+#pragma once
+
+#include <cstring>
+
+#include "cells/recurrent_cpu.h"
+#include "cpu/gemm.h"
+#include "cpu/panels.h"
+
+namespace penstock::cpu::PENSTOCK_ISA_NAMESPACE {
+
+template <bool kWhole, class T>
+PENSTOCK_INLINE Vec<T> get(const T* p, int n) {
+  return kWhole ? Vec<T>::load(p) : Vec<T>::load(p, n);
+}
+template <bool kWhole, class T>
+PENSTOCK_INLINE void put(Vec<T> v, T* p, int n) {
+  if (kWhole) {
+    v.store(p);
+  } else {
+    v.store(p, n);
+  }
+}
+
+/// Where a row of a block stands at one step. Null where the scan has no such array.
+template <class T>
+struct StepRow {
+  const T* h;      // before the step
+  T* h_next;
+  T* c;            // in place
+  T* gates;        // W x, then what backward reads
+  T* y;
+  T* h_kept;
+  T* c_kept;
+};
+
+/// Addresses of a block's rows, for one direction.
+template <class T>
+class Block {
+ public:
+  Block(const recurrent::Scan& s, std::int64_t dir, std::int64_t begin, std::int64_t end)
+      : s_(s), dir_(dir), count_(static_cast<int>(end - begin)), width_(s.dims.width()) {
+    std::int64_t part = begin / s.dims.cut.batch, b = begin % s.dims.cut.batch;
+    for (int i = 0; i < count_; ++i) {
+      part_[i] = part;
+      b_[i] = b;
+      state_[i] = (begin + i) * width_ + dir * s.dims.hidden;
+      s.dims.cut.valid(part, b, &valid_begin_[i], &valid_end_[i]);
+      if (++b == s.dims.cut.batch) {
+        b = 0;
+        ++part;
+      }
+    }
+  }
+  int count() const { return count_; }
+  std::int64_t time(std::int64_t k) const {
+    return s_.reversed(dir_) ? s_.dims.cut.steps - 1 - k : k;
+  }
+  bool valid(int i, std::int64_t k) const {
+    const std::int64_t t = time(k);
+    return t >= valid_begin_[i] && t < valid_end_[i];
+  }
+  /// Offset of a row's state in an array (rows, dirs·H).
+  std::int64_t state(int i) const { return state_[i]; }
+  T* row(const recurrent::Rows& rows, int i, std::int64_t k) const {
+    if (rows.data[dir_] == nullptr) return nullptr;
+    return static_cast<T*>(rows.data[dir_]) +
+           s_.row(rows, dir_, part_[i], k, b_[i]) * rows.row_stride;
+  }
+  /// A row of an array (time, B, dirs·H), or null beyond it.
+  template <class P>
+  P* output(P* base, int i, std::int64_t k) const {
+    const std::int64_t entry = s_.entry(dir_, part_[i], k);
+    if (base == nullptr || entry < 0 || entry >= s_.dims.cut.time) return nullptr;
+    return base + (entry * s_.dims.cut.batch + b_[i]) * width_ + dir_ * s_.dims.hidden;
+  }
+
+ private:
+  const recurrent::Scan& s_;
+  std::int64_t dir_;
+  int count_;
+  std::int64_t width_;
+  std::int64_t part_[kMostBlockRows], b_[kMostBlockRows], state_[kMostBlockRows];
+  std::int64_t valid_begin_[kMostBlockRows], valid_end_[kMostBlockRows];
+};
+
+template <class T>
+PENSTOCK_INLINE void copy(const T* from, T* to, std::int64_t n) {
+  std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
+}
+template <class T>
+PENSTOCK_INLINE void clear(T* to, std::int64_t n) {
+  std::memset(static_cast<void*>(to), 0, static_cast<std::size_t>(n) * sizeof(T));
+}
+
+template <class T>
+void dot_products(std::int64_t m, std::int64_t n, std::int64_t k, const T* a, std::int64_t lda,
+                  const T* b, std::int64_t ldb, T* c, std::int64_t ldc, bool b_transposed) {
+  if constexpr (sizeof(T) == 4) {
+    gemm_kernels().f32(false, b_transposed, m, n, k, a, lda, b, ldb, 0.0f, c, ldc);
+  } else {
+    gemm_kernels().f64(false, b_transposed, m, n, k, a, lda, b, ldb, 0.0, c, ldc);
+  }
+}
+
+/// What all cells' steps have in common. `Derived` is Steps or TwoHalves.
+template <class T, class Cell, class Derived>
+struct StepsBase {
+  using V = Vec<T>;
+  using Scan = recurrent::Scan;
+  using ForwardScan = recurrent::ForwardScan;
+  using BackwardScan = recurrent::BackwardScan;
+  using Dims = recurrent::Dims;
+  using Row = StepRow<T>;
+  static constexpr int kSize = V::kSize;
+
+  static std::int64_t vectors(std::int64_t hidden) { return (hidden + kSize - 1) / kSize; }
+  static int lanes(std::int64_t hidden, std::int64_t vector) {
+    const std::int64_t left = hidden - vector * kSize;
+    return static_cast<int>(left < kSize ? left : kSize);
+  }
+
+  /// Combined biases, vector by vector of units: kBiases vectors each.
+  static std::int64_t bias_size(const Dims& d) {
+    return vectors(d.hidden) * Cell::kBiases * kSize;
+  }
+  static void pack_bias(const Scan& s, std::int64_t dir, T* out) {
+    const std::int64_t h = s.dims.hidden;
+    const T* ih = static_cast<const T*>(s.bias_ih) + dir * Cell::kGates * h;
+    const T* hh = static_cast<const T*>(s.bias_hh) + dir * Cell::kGates * h;
+    for (std::int64_t v = 0; v < vectors(h); ++v) {
+      const int n = lanes(h, v);
+      V a[Cell::kGates], b[Cell::kGates], bias[Cell::kBiases];
+      for (int g = 0; g < Cell::kGates; ++g) {
+        a[g] = V::load(ih + g * h + v * kSize, n);
+        b[g] = V::load(hh + g * h + v * kSize, n);
+      }
+      Cell::combine_bias(a, b, bias);
+      for (int g = 0; g < Cell::kBiases; ++g) {
+        bias[g].store(out + (v * Cell::kBiases + g) * kSize);
+      }
+    }
+  }
+
+  static const T* weight(const Scan& s, std::int64_t dir) {
+    return static_cast<const T*>(s.weight_hh) + dir * Cell::kGates * s.dims.hidden * s.dims.hidden;
+  }
+
+  /// R packed in panels of `gates` vectors, one per gate from gate 0 on, for each vector of units.
+  static std::int64_t gate_panel_size(const Dims& d, int gates) {
+    return d.hidden * gates * kSize;
+  }
+  static void pack_gate_panels(const Scan& s, std::int64_t dir, int gates, T* out) {
+    const std::int64_t h = s.dims.hidden;
+    const T* r = weight(s, dir);
+    for (std::int64_t v = 0; v < vectors(h); ++v) {
+      for (int g = 0; g < gates; ++g) {
+        pack_vector(r + (g * h + v * kSize) * h, 1, h, lanes(h, v), h, g, gates,
+                    out + v * gate_panel_size(s.dims, gates));
+      }
+    }
+  }
+
+  static void forward(const ForwardScan& s, std::int64_t dir, std::int64_t begin, std::int64_t end,
+                      void* scratch, bool few_rows) {
+    const Block<T> block(s, dir, begin, end);
+    const std::int64_t hidden = s.dims.hidden;
+    T* h = static_cast<T*>(s.h);
+    T* h_next = static_cast<T*>(s.h_next);
+    for (std::int64_t k = s.step_begin; k < s.step_end; ++k) {
+      Row rows[kMostBlockRows];
+      int count = 0;
+      for (int i = 0; i < block.count(); ++i) {
+        Row r;
+        r.h = h + block.state(i);
+        r.h_next = h_next + block.state(i);
+        r.c = Cell::kHasC ? static_cast<T*>(s.c) + block.state(i) : nullptr;
+        r.gates = block.row(s.gates, i, k);
+        r.y = block.output(static_cast<T*>(s.y), i, k);
+        r.h_kept = block.row(s.h_kept, i, k);
+        r.c_kept = Cell::kHasC ? block.row(s.c_kept, i, k) : nullptr;
+        if (block.valid(i, k)) {
+          rows[count++] = r;
+          continue;
+        }
+        copy(r.h, r.h_next, hidden);
+        if (r.y != nullptr) clear(r.y, hidden);
+        if (r.h_kept != nullptr) copy(r.h, r.h_kept, hidden);
+        if (r.c_kept != nullptr) copy(r.c, r.c_kept, hidden);
+        if (s.save) Derived::clear_operand(r.gates, hidden);
+      }
+      if (count > 0) {
+        Derived::step(s, dir, rows, count, s.zero_state && k == s.step_begin,
+                      static_cast<T*>(scratch), few_rows);
+      }
+      T* swap = h;
+      h = h_next;
+      h_next = swap;
+    }
+    if (h != s.h) {
+      for (int i = 0; i < block.count(); ++i) {
+        copy(h + block.state(i), h_next + block.state(i), hidden);
+      }
+    }
+  }
+
+  static void replay(const ForwardScan& s, std::int64_t dir, std::int64_t begin, std::int64_t end,
+                     void* scratch, bool few_rows) {
+    const std::int64_t hidden = s.dims.hidden, batch = s.dims.cut.batch;
+    const std::int64_t part_rows = (s.step_end - s.step_begin) * batch;
+    Row rows[kMostBlockRows];
+    int count = 0;
+    for (std::int64_t entry = begin; entry < end; ++entry) {
+      const std::int64_t part = entry / part_rows, t = entry % part_rows / batch,
+                         b = entry % batch;
+      std::int64_t first = 0, last = 0;
+      s.dims.cut.valid(s.part_begin + part, b, &first, &last);
+      const std::int64_t time = s.first_time(dir) + t;
+      Row r = {};
+      r.gates = static_cast<T*>(s.gates.data[dir]) +
+                (part * s.gates.part_rows + t * batch + b) * s.gates.row_stride;
+      r.h = static_cast<const T*>(s.h_kept.data[dir]) +
+            (part * s.h_kept.part_rows + t * batch + b) * s.h_kept.row_stride;
+      if (time >= first && time < last) {
+        rows[count++] = r;
+      } else {
+        Derived::clear_operand(r.gates, hidden);
+      }
+    }
+    if (count > 0) {
+      Derived::step(s, dir, rows, count, false, static_cast<T*>(scratch), few_rows);
+    }
+  }
+};
+
+/// A cell whose gates all come from one product with h_prev.
+template <class T, class Cell>
+struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
+  using Base = StepsBase<T, Cell, Steps<T, Cell>>;
+  using typename Base::BackwardScan;
+  using typename Base::Dims;
+  using typename Base::ForwardScan;
+  using typename Base::Row;
+  using typename Base::Scan;
+  using typename Base::V;
+  using Base::kSize;
+  using Base::lanes;
+  using Base::vectors;
+  static constexpr int kGates = Cell::kGates;
+  static constexpr int kSaved = Cell::kSaved;
+  static constexpr int kGradients = Cell::kGradients;
+  // Panels of a cell with one gate hold several vectors of units.
+  static constexpr bool kUnitPanels = kGates == 1;
+  static constexpr int kTile = kUnitPanels ? kWidePanel : kGates;
+
+  static void clear_operand(T*, std::int64_t) {}
+
+  static std::int64_t forward_scratch(const Dims& d, bool few_rows) {
+    const std::int64_t products = few_rows ? kMostBlockRows * kGates * d.hidden
+                                  : kUnitPanels
+                                      ? Columns<T>(d.hidden).size(d.hidden)
+                                      : vectors(d.hidden) * Base::gate_panel_size(d, kGates);
+    return Base::bias_size(d) + products;
+  }
+  static void pack_forward(const Scan& s, std::int64_t dir, void* scratch, bool few_rows) {
+    T* out = static_cast<T*>(scratch);
+    Base::pack_bias(s, dir, out);
+    if (few_rows) return;
+    out += Base::bias_size(s.dims);
+    if (kUnitPanels) {
+      pack_columns(Base::weight(s, dir), 1, s.dims.hidden, s.dims.hidden, s.dims.hidden, out);
+    } else {
+      Base::pack_gate_panels(s, dir, kGates, out);
+    }
+  }
+
+  /// Gates and states of one vector of units of one row. `rh`: the products, `stride` apart.
+  template <bool kWhole>
+  PENSTOCK_INLINE static void units(const Row& r, std::int64_t h, int n, std::int64_t hidden,
+                                    const T* rh, std::int64_t stride, const T* bias, bool save) {
+    V wx[kGates], p[kGates], b[Cell::kBiases], saved[kSaved];
+    for (int g = 0; g < kGates; ++g) {
+      wx[g] = get<kWhole>(r.gates + g * hidden + h, n);
+      p[g] = get<kWhole>(rh + g * stride, n);
+    }
+    for (int g = 0; g < Cell::kBiases; ++g) b[g] = V::load(bias + g * kSize);
+    const V before = get<kWhole>(r.h + h, n);
+    V c_before(T(0)), c(T(0)), after;
+    if (Cell::kHasC && r.c != nullptr) c_before = get<kWhole>(r.c + h, n);
+    Cell::forward(wx, p, b, before, c_before, saved, &after, &c);
+    if (save) {
+      for (int g = 0; g < kSaved; ++g) put<kWhole>(saved[g], r.gates + g * hidden + h, n);
+    }
+    if (r.h_next == nullptr) return;
+    put<kWhole>(after, r.h_next + h, n);
+    if (Cell::kHasC) put<kWhole>(c, r.c + h, n);
+    if (r.y != nullptr) put<kWhole>(after, r.y + h, n);
+    if (r.h_kept != nullptr) put<kWhole>(before, r.h_kept + h, n);
+    if (r.c_kept != nullptr) put<kWhole>(c_before, r.c_kept + h, n);
+  }
+  static void units_of(const ForwardScan& s, const Row* rows, int count, std::int64_t vector,
+                       const T* rh, std::int64_t row_stride, std::int64_t gate_stride,
+                       const T* bias) {
+    const std::int64_t hidden = s.dims.hidden;
+    const int n = lanes(hidden, vector);
+    bias += vector * Cell::kBiases * kSize;
+    if (n == kSize) {
+      for (int i = 0; i < count; ++i) {
+        units<true>(rows[i], vector * kSize, n, hidden, rh + i * row_stride, gate_stride, bias,
+                    s.save);
+      }
+    } else {
+      for (int i = 0; i < count; ++i) {
+        units<false>(rows[i], vector * kSize, n, hidden, rh + i * row_stride, gate_stride, bias,
+                     s.save);
+      }
+    }
+  }
+
+  static void step(const ForwardScan& s, std::int64_t dir, const Row* rows, int count,
+                   bool zero_state, T* scratch, bool few_rows) {
+    const std::int64_t hidden = s.dims.hidden;
+    const T* bias = scratch;
+    T* data = scratch + Base::bias_size(s.dims);
+    if (few_rows) {
+      const std::int64_t row = kGates * hidden;
+      if (zero_state) {
+        clear(data, count * row);
+      } else {
+        for (int i = 0; i < count; ++i) {
+          // Neighbours that are equally far apart share a reading of R.
+          int same = 1;
+          while (i + same < count &&
+                 rows[i + same].h - rows[i].h == same * (rows[i + 1].h - rows[i].h)) {
+            ++same;
+          }
+          dot_products(same, row, hidden, rows[i].h, same > 1 ? rows[i + 1].h - rows[i].h : hidden,
+                       Base::weight(s, dir), hidden, data + i * row, row, true);
+          i += same - 1;
+        }
+      }
+      for (std::int64_t v = 0; v < vectors(hidden); ++v) {
+        units_of(s, rows, count, v, data + v * kSize, row, hidden, bias);
+      }
+      return;
+    }
+    alignas(64) T out[kMostBlockRows * kTile * kSize];
+    const T* h[kMostBlockRows];
+    for (int i = 0; i < count; ++i) h[i] = rows[i].h;
+    if (zero_state) clear(out, count * kTile * kSize);
+    if (kUnitPanels) {
+      const Columns<T> layout(hidden);
+      for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+        const int width = layout.width(panel);
+        if (!zero_state) {
+          multiply(h, count, width, hidden, 0, 0, data + layout.offset(panel, hidden), out);
+        }
+        for (int j = 0; j < width; ++j) {
+          units_of(s, rows, count, layout.first(panel) + j, out + j * kSize, width * kSize, 0,
+                   bias);
+        }
+      }
+    } else {
+      for (std::int64_t v = 0; v < vectors(hidden); ++v) {
+        if (!zero_state) {
+          multiply(h, count, kGates, hidden, 0, 0, data + v * Base::gate_panel_size(s.dims, kGates),
+                   out);
+        }
+        units_of(s, rows, count, v, out, kGates * kSize, kSize, bias);
+      }
+    }
+  }
+
+  // Columns of a row of gate gradients that are those of R h_prev: two runs where the last block
+  // stands apart.
+  struct Runs {
+    std::int64_t first, gap, second;
+  };
+  static Runs runs(std::int64_t hidden) {
+    const recurrent::Spec spec = Cell::spec();
+    Runs r;
+    r.first = spec.h_split * hidden;
+    r.gap = (spec.h_block - spec.h_split) * hidden;
+    r.second = (kGates - spec.h_split) * hidden;
+    return r;
+  }
+
+  static std::int64_t backward_scratch(const Dims& d, bool few_rows) {
+    return few_rows ? kMostBlockRows * d.hidden : Columns<T>(d.hidden).size(kGates * d.hidden);
+  }
+  static void pack_backward(const Scan& s, std::int64_t dir, void* scratch, bool few_rows) {
+    if (few_rows) return;
+    const std::int64_t hidden = s.dims.hidden;
+    pack_columns(Base::weight(s, dir), hidden, 1, hidden, kGates * hidden,
+                 static_cast<T*>(scratch));
+  }
+
+  struct GradientRow {
+    const T* gates;
+    const T* h;   // before the step
+    const T* c;
+    const T* dy;
+    T* dgates;
+    T* dh;  // in place
+    T* dc;
+  };
+
+  template <bool kWhole>
+  PENSTOCK_INLINE static void gradients(const GradientRow& r, std::int64_t h, int n,
+                                        std::int64_t hidden) {
+    V saved[kSaved], dgates[kGradients];
+    for (int g = 0; g < kSaved; ++g) saved[g] = get<kWhole>(r.gates + g * hidden + h, n);
+    V dh = get<kWhole>(r.dh + h, n);
+    if (r.dy != nullptr) dh = dh + get<kWhole>(r.dy + h, n);
+    V dc(T(0)), c(T(0)), dh_prev, dc_prev;
+    if (Cell::kHasC) {
+      dc = get<kWhole>(r.dc + h, n);
+      c = get<kWhole>(r.c + h, n);
+    }
+    Cell::backward(saved, get<kWhole>(r.h + h, n), c, dh, dc, dgates, &dh_prev, &dc_prev);
+    for (int g = 0; g < kGradients; ++g) put<kWhole>(dgates[g], r.dgates + g * hidden + h, n);
+    put<kWhole>(dh_prev, r.dh + h, n);
+    if (Cell::kHasC) put<kWhole>(dc_prev, r.dc + h, n);
+  }
+
+  static void backward(const BackwardScan& s, std::int64_t dir, std::int64_t begin,
+                       std::int64_t end, void* scratch, bool few_rows) {
+    const Block<T> block(s, dir, begin, end);
+    const std::int64_t hidden = s.dims.hidden;
+    for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) {
+      GradientRow rows[kMostBlockRows];
+      const T* dgates[kMostBlockRows];
+      int count = 0;
+      for (int i = 0; i < block.count(); ++i) {
+        GradientRow r;
+        r.dgates = block.row(s.dgates, i, k);
+        if (!block.valid(i, k)) {
+          clear(r.dgates, kGradients * hidden);
+          continue;
+        }
+        r.gates = block.row(s.gates, i, k);
+        r.h = block.row(s.h_kept, i, k);
+        r.c = Cell::kHasC ? block.row(s.c_kept, i, k) : nullptr;
+        r.dy = block.output(static_cast<const T*>(s.dy), i, k);
+        r.dh = static_cast<T*>(s.dh) + block.state(i);
+        r.dc = Cell::kHasC ? static_cast<T*>(s.dc) + block.state(i) : nullptr;
+        for_each_vector<V>(hidden, [&](auto whole, std::int64_t h, int n) PENSTOCK_LAMBDA_INLINE {
+          gradients<decltype(whole)::value>(r, h, n, hidden);
+        });
+        dgates[count] = r.dgates;
+        rows[count++] = r;
+      }
+      if (count == 0 || (k == 0 && !s.want_first)) continue;
+      add_products(s, dir, rows, dgates, count, static_cast<T*>(scratch), few_rows);
+    }
+  }
+
+  /// dh += gates' gradients · R.
+  static void add_products(const BackwardScan& s, std::int64_t dir, const GradientRow* rows,
+                           const T* const* dgates, int count, T* scratch, bool few_rows) {
+    const std::int64_t hidden = s.dims.hidden;
+    const Runs run = runs(hidden);
+    if (few_rows) {
+      for (int i = 0; i < count; ++i) {
+        T* out = scratch + i * hidden;
+        const T* r = Base::weight(s, dir);
+        dot_products(1, hidden, run.first, dgates[i], run.first, r, hidden, out, hidden, false);
+        add(out, rows[i].dh, hidden);
+        if (run.second == 0) continue;
+        dot_products(1, hidden, run.second, dgates[i] + run.first + run.gap, run.second,
+                     r + run.first * hidden, hidden, out, hidden, false);
+        add(out, rows[i].dh, hidden);
+      }
+      return;
+    }
+    alignas(64) T out[kMostBlockRows * kWidePanel * kSize];
+    const Columns<T> layout(hidden);
+    for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+      const int width = layout.width(panel);
+      multiply(dgates, count, width, run.first, run.gap, run.second,
+               scratch + layout.offset(panel, kGates * hidden), out);
+      const std::int64_t first = layout.first(panel) * kSize;
+      const std::int64_t left = hidden - first;
+      const std::int64_t columns = left < width * kSize ? left : width * kSize;
+      for (int i = 0; i < count; ++i) add(out + i * width * kSize, rows[i].dh + first, columns);
+    }
+  }
+  static void add(const T* from, T* to, std::int64_t n) {
+    for_each_vector<V>(n, [&](auto whole, std::int64_t h, int lanes_) PENSTOCK_LAMBDA_INLINE {
+      constexpr bool kWhole = decltype(whole)::value;
+      put<kWhole>(get<kWhole>(to + h, lanes_) + get<kWhole>(from + h, lanes_), to + h, lanes_);
+    });
+  }
+
+  static constexpr RecurrentSteps table() {
+    return {&forward_scratch, &backward_scratch, &pack_forward,    &pack_backward,
+            &Base::forward,   &backward,         &Base::replay};
+  }
+};
+
+template <class FloatSteps, class DoubleSteps>
+constexpr RecurrentVariant variant() {
+  return {FloatSteps::table(), DoubleSteps::table()};
+}
+
+}  // namespace penstock::cpu::PENSTOCK_ISA_NAMESPACE
