@@ -76,7 +76,7 @@ def agreement(context: Context, report: Report) -> None:
     count, worst = 0, dict.fromkeys(DTYPES, 0.0)
     pairs = list(runs(context, report, chosen))
     needed = list(dict.fromkeys(case for _, case in pairs))
-    right = dict(zip(needed, expected(needed, context.seconds), strict=True))
+    right = dict(zip(needed, expected(needed, context.time_left), strict=True))
     for library, case in pairs:
 
         def check(library: Library = library, case: Case = case) -> str | None:

@@ -15,6 +15,8 @@ from typing import Any
 from bench.gpu_check.stages import Context
 from bench.gpu_check.worker import Report
 
+#: Exit status of a program that was stopped; no program ends with it by itself.
+OUT_OF_TIME = -1000
 NO_GOOGLETEST = "PENSTOCK_TESTS needs GoogleTest"
 
 
@@ -24,13 +26,21 @@ def tool(name: str) -> str | None:
 
 
 def run_to_log(command: list[str], log: Path, seconds: float, **options: Any) -> tuple[int, str]:
-    """Run a program; what it prints goes to a file. Returns its exit status and output."""
-    run = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        timeout=seconds, check=False, **options,
-    )  # fmt: skip
-    log.write_text(run.stdout)
-    return run.returncode, run.stdout
+    """Run a program; what it prints goes to a file, and is returned behind its exit status.
+
+    A program that takes longer than it may ends with the status OUT_OF_TIME.
+    """
+    try:
+        run = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds,
+            check=False, **options,
+        )  # fmt: skip
+        status, output = run.returncode, run.stdout
+    except subprocess.TimeoutExpired as error:
+        status, output = OUT_OF_TIME, error.stdout or b""
+    text = output.decode(errors="replace")
+    log.write_text(text)
+    return status, text
 
 
 def options_of(context: Context) -> dict[str, str]:
@@ -94,14 +104,14 @@ def build(context: Context, report: Report) -> None:
 
     def run_configure() -> tuple[int, str]:
         given = [f"-D{name}={value}" for name, value in options.items()]
-        return run_to_log([*configure, *given], context.logs / "configure.log", context.seconds)
+        return run_to_log([*configure, *given], context.logs / "configure.log", context.time_left)
 
     status, text = run_configure()
     if status != 0 and NO_GOOGLETEST in text:
         report.line("GoogleTest is not there: the C++ tests are left out")
         options["PENSTOCK_TESTS"] = "OFF"
         status, text = run_configure()
-    report.put("options", options)
+    report.put("options", {k: v for k, v in options.items() if k != "Python_EXECUTABLE"})
     report.put("cpp_tests", options["PENSTOCK_TESTS"] == "ON")
     if status != 0:
         report.fail("CMake does not configure: " + "\n".join(text.splitlines()[-20:]))
@@ -109,7 +119,7 @@ def build(context: Context, report: Report) -> None:
     status, text = run_to_log(
         [cmake, "--build", str(context.build_dir), "-j", str(context.jobs)],
         context.logs / "compile.log",
-        context.seconds,
+        context.time_left,
     )
     if status != 0:
         errors = [line for line in text.splitlines() if "error" in line.lower()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         "skip": args.skip,
         "jobs": context.jobs,
     }
+    folders = {str(build_dir): "BUILD", str(ROOT): "SOURCE", sys.prefix: "PYTHON"}
     out = args.out or build_dir / "gpu_check.json"
     start = time.monotonic()
     outcomes: dict[str, Outcome] = {}
@@ -100,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             passed=succeeded([s for s in stages if s.name in outcomes], outcomes),
             seconds=time.monotonic() - start,
         )  # fmt: skip
-        results.write(result, out)
+        results.write(results.without_paths(result, folders), out)
 
     run_stages(stages, context, budget, started, finished)
     result = results.read(out)

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -171,6 +170,4 @@ def describe_device(context: Context, report: Report) -> None:
     for module, words in ABSENT.items():
         if importlib.util.find_spec(module) is None:
             report.line(f"{module}: not installed; {words}")
-    report.line(
-        f"Python {machine['python']} ({sys.executable}), nvcc {report.data['nvcc'] or 'not there'}"
-    )
+    report.line(f"Python {machine['python']}, nvcc {report.data['nvcc'] or 'not there'}")

@@ -22,9 +22,13 @@ from bench.gpu_check.worker import Report, Skip
 OURS = "penstock"
 MODES = {"forward": False, "forward+backward": True}
 #: Part of a stage's time that is spent on samples; the rest is for setting up.
-SAMPLED = 0.6
+SAMPLED = 0.5
+#: With less than this part of its time left, a stage starts no further case.
+LEAST_LEFT = 0.1
 #: Distinct sets of arrays that calls take in turn, so that inputs come from memory.
 MOST_SETS = 8
+#: Of longer calls no graph is made: launches do not count there, and the graph would be huge.
+LONGEST_CAPTURED_MS = 50.0
 #: Bytes moved to measure the copy, and size of the square product: both fill any device.
 COPY_BYTES = 2**31
 PRODUCT_SIZE = 8192
@@ -51,7 +55,7 @@ def ceilings(context: Context, report: Report) -> None:
     if context.emulated:
         raise Skip("not a measurement: the emulated backend has no ceilings")
     library = library_to_measure(context, report)
-    seconds = context.seconds * SAMPLED / (1 + len(PRODUCT_DTYPES))
+    seconds = min(1.0, context.seconds * SAMPLED / (1 + len(PRODUCT_DTYPES)))
     copy = copy_of(library, COPY_BYTES)
     found = measure({"copy": (sampler(library, [copy]), 1)}, seconds)["copy"]
     rate = 2 * COPY_BYTES / found["ms"] / 1e6
@@ -117,14 +121,15 @@ def cases(op: str, emulated: bool) -> list[Case]:
             ((4096, 16, 200, 50), (8, 8)),
             ((4096, 16, 200, 50), (16, 16)),
             ((4096, 100, 200, 50), (8, 8)),
-            ((32768, 16, 200, 50), (8, 8, 8)),
             ((512, 64, 256, 256), (8, 8)),
         ]
-        return [
+        found = [
             Case(op, *size, dtype, slices=parts, initial=False)
             for size, parts in sizes
             for dtype in ("float32", "bfloat16")
         ]
+        # The paper's longest sequences, which take a plain layer most of a second.
+        return [*found, Case(op, 32768, 16, 200, 50, slices=(8, 8, 8), initial=False)]
     shapes = {
         "sru": [
             (32, 32, 256, 256), (128, 32, 512, 512), (512, 100, 200, 200), (256, 64, 1024, 1024),
@@ -155,11 +160,6 @@ def captured(library: Library, calls: list[Callable[[], Any]]) -> Sampler:
         return library.elapsed(lambda: [replay() for _ in range(n // len(calls))])
 
     return sample
-
-
-def sets_for(call: Call, training: bool, l2_bytes: int) -> int:
-    """How many sets of arrays are twice the size of the device's cache."""
-    return max(1, min(MOST_SETS, -(-2 * l2_bytes // max(1, call.least_bytes(training)))))
 
 
 def kernels_of(library: Library, function: Callable[[], Any]) -> list[dict[str, Any]]:
@@ -198,15 +198,19 @@ def contenders(
     training: bool,
     others: dict[str, peers.Maker],
     left_out: dict[str, str],
-) -> dict[str, list[Callable[[], Any]]]:
-    """Calls of ours and of each peer, each with several sets of arrays."""
+) -> tuple[dict[str, list[Callable[[], Any]]], int]:
+    """Calls of ours and of each peer, and the bytes that one must move.
+
+    Each has as many sets of arrays as are twice the size of the device's cache.
+    """
     l2 = 0
     if isinstance(library, Torch) and library.has_streams:
         l2 = int(library.torch.cuda.get_device_properties(0).L2_cache_size)
     elif isinstance(library, CuPy):
         l2 = int(library.cupy.cuda.Device().attributes["L2CacheSize"])
     first = Call(case, library)
-    count = sets_for(first, training, l2)
+    least_bytes = first.least_bytes(training)
+    count = max(1, min(MOST_SETS, -(-2 * l2 // max(1, least_bytes))))
     calls = [first, *(Call(case, library, seed) for seed in range(1, count))]
     found: dict[str, list[Callable[[], Any]]] = {OURS: [c.mode(training) for c in calls]}
     if isinstance(library, Torch):
@@ -219,7 +223,7 @@ def contenders(
                 found[name] = functions
             except Exception as error:
                 left_out[name] = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-    return found
+    return found, least_bytes
 
 
 def measure_case(
@@ -229,11 +233,13 @@ def measure_case(
     rows = []
     for mode, training in MODES.items():
         left_out: dict[str, str] = {}
-        found = contenders(case, library, training, others, left_out)
-        samplers = {name: (sampler(library, calls), len(calls)) for name, calls in found.items()}
+        calls_of, least_bytes = contenders(case, library, training, others, left_out)
+        samplers = {name: (sampler(library, calls), len(calls)) for name, calls in calls_of.items()}
         times = measure(samplers, seconds / len(MODES) / 2)
         replays: dict[str, tuple[Sampler, int]] = {}
-        for name, calls in found.items():
+        for name, calls in calls_of.items():
+            if times[name]["ms"] > LONGEST_CAPTURED_MS:
+                continue
             try:
                 replays[name] = captured(library, calls), len(calls)
             except Skip:
@@ -247,7 +253,7 @@ def measure_case(
             "case": as_json(case),
             "mode": mode,
             "library": library.name,
-            "sets": len(found[OURS]),
+            "sets": len(calls_of[OURS]),
             "times": times,
             "graph_times": graph_times,
             "left_out": left_out,
@@ -258,8 +264,8 @@ def measure_case(
         row["ratios"] = ratios(times)
         row["graph_ratios"] = ratios(graph_times)
         best = min(t[OURS]["ms"] for t in (times, graph_times) if OURS in t)
-        row["kernels"] = kernels_of(library, found[OURS][0])
-        row |= rates(case, training, Call(case, library).least_bytes(training), best)
+        row["kernels"] = kernels_of(library, calls_of[OURS][0])
+        row |= rates(case, training, least_bytes, best)
         limits = limits_of(context, case.dtype)
         if limits is not None:
             row["floor_ms"] = floor_ms(row["bytes"], row["operations"], limits)
@@ -307,7 +313,10 @@ def measure_op(
         report.line("not a measurement: emulated CUDA, tiny shapes, the host's clock")
     seconds = 0.02 if context.emulated else context.seconds * SAMPLED / len(chosen)
     left_out: dict[str, str] = {}
-    for case in chosen:
+    for number, case in enumerate(chosen):
+        if context.time_left < LEAST_LEFT * context.seconds:
+            report.line(f"out of time: the last {len(chosen) - number} cases are left out")
+            break
         if not library.has_dtype(case.dtype):
             report.line(f"{case.label}: left out, {library.name} has no {case.dtype}")
             continue

@@ -62,6 +62,18 @@ def assemble(
     }
 
 
+def without_paths(value: Any, paths: dict[str, str]) -> Any:
+    """A JSON value with folders of this machine replaced by what they are."""
+    if isinstance(value, dict):
+        return {k: without_paths(v, paths) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_paths(v, paths) for v in value]
+    if isinstance(value, str):
+        for path, word in paths.items():
+            value = value.replace(path, word)
+    return value
+
+
 def check(result: Any) -> None:
     """Check that a value is a file of this kind.
 

@@ -142,6 +142,7 @@ def run_stages(
             told = dataclasses.replace(
                 context,
                 seconds=min(limit, left),
+                start=time.time(),
                 earlier={name: o["data"] for name, o in outcomes.items()},
             )
             outcome = run_stage(stage, told)

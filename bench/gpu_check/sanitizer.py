@@ -6,12 +6,12 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench.gpu_check.build import OUT_OF_TIME, run_to_log
 from bench.gpu_check.stages import Context
 from bench.gpu_check.worker import Report, Skip
 
@@ -81,18 +81,7 @@ def run_tool(sanitizer: str, tool: str, context: Context, planted: bool) -> tupl
         sys.executable, "-m", PROGRAM, *([tool] if planted else []),
     ]  # fmt: skip
     name = f"{tool}-planted.txt" if planted else f"{tool}.txt"
-    try:
-        run = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            timeout=context.seconds * 0.95, check=False, cwd=context.root,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout or b""
-        text = output.decode(errors="replace") if isinstance(output, bytes) else output
-        (context.logs / name).write_text(text)
-        return -1, text
-    (context.logs / name).write_text(run.stdout)
-    return run.returncode, run.stdout
+    return run_to_log(command, context.logs / name, context.time_left)
 
 
 def judge(tool: str, planted: str | None, status: int, text: str) -> dict[str, Any]:
@@ -118,7 +107,7 @@ def judge(tool: str, planted: str | None, status: int, text: str) -> dict[str, A
         result["calls"] = int(calls[1])
     elif not result["found"]:
         last = "\n".join(text.splitlines()[-8:])
-        words = "stopped, out of time" if status == -1 else f"ended with status {status}"
+        words = "was stopped" if status == OUT_OF_TIME else f"ended with status {status}"
         result |= {"usable": False, "why": f"the program {words}: {last}"}
     return result
 

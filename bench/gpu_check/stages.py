@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,10 +67,16 @@ class Context:
     #: ctest's ``-R`` expression.
     cpp_tests: str = ""
     jobs: int = 1
-    #: Seconds until the stage is stopped.
+    #: Seconds until the stage is stopped, and when it was started (time.time()).
     seconds: float = 60.0
+    start: float = dataclasses.field(default_factory=time.time)
     #: Outcomes of the stages before, by name: their ``data``.
     earlier: dict[str, dict] = dataclasses.field(default_factory=dict)
+
+    @property
+    def time_left(self) -> float:
+        """Seconds that a stage may still use and have some left to say how it went."""
+        return max(0.1, self.start + 0.95 * self.seconds - time.time())
 
     @property
     def site(self) -> Path:

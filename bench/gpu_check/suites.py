@@ -8,13 +8,13 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_check.build import run_to_log, tool
+from bench.gpu_check.build import OUT_OF_TIME, run_to_log, tool
 from bench.gpu_check.stages import Context
 from bench.gpu_check.worker import Report, Skip
 
 #: More processes than this would mostly wait for the one device.
 MOST_PROCESSES = 8
-#: pytest's exit status where no test was selected.
+#: pytest's exit status where no test was selected, which the numbers say too.
 NO_TESTS = 5
 
 
@@ -49,6 +49,12 @@ def put_counts(report: Report, found: dict[str, Any], what: str) -> None:
         report.fail(f"no test ran ({what})")
 
 
+def ending(program: str, status: int, text: str) -> str:
+    """How a program ended, and the end of what it printed."""
+    words = "was stopped, out of time" if status == OUT_OF_TIME else f"ended with status {status}"
+    return f"{program} {words}: " + "\n".join(text.splitlines()[-15:])
+
+
 def processes(context: Context) -> int:
     """pytest's processes: each holds a context and a pool of memory on the device."""
     if context.emulated:
@@ -72,14 +78,13 @@ def python_tests(context: Context, report: Report) -> None:
     count = processes(context)
     if count > 1 and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(count)]
-    status, text = run_to_log(command, context.logs / "pytest.txt", context.seconds)
+    status, text = run_to_log(command, context.logs / "pytest.txt", context.time_left)
     if not junit.exists():
-        report.fail(f"pytest ended with status {status}: " + "\n".join(text.splitlines()[-15:]))
+        report.fail(ending("pytest", status, text))
         return
     put_counts(report, read_junit(junit), f"pytest -k {context.tests!r}")
-    if status not in (0, 1):
-        said = "no test is selected" if status == NO_TESTS else "\n".join(text.splitlines()[-15:])
-        report.fail(f"pytest ended with status {status}: {said}")
+    if status not in (0, 1, NO_TESTS):
+        report.fail(ending("pytest", status, text))
 
 
 def cpp_tests(context: Context, report: Report) -> None:
@@ -97,10 +102,10 @@ def cpp_tests(context: Context, report: Report) -> None:
     ]  # fmt: skip
     if context.cpp_tests:
         command += ["-R", context.cpp_tests]
-    status, text = run_to_log(command, context.logs / "ctest.txt", context.seconds)
+    status, text = run_to_log(command, context.logs / "ctest.txt", context.time_left)
     if not junit.exists():
-        report.fail(f"ctest ended with status {status}: " + "\n".join(text.splitlines()[-15:]))
+        report.fail(ending("ctest", status, text))
         return
     put_counts(report, read_junit(junit), "ctest, programs")
     if status != 0 and not report.failures:
-        report.fail(f"ctest ended with status {status}: " + "\n".join(text.splitlines()[-15:]))
+        report.fail(ending("ctest", status, text))

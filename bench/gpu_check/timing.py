@@ -15,6 +15,8 @@ Sampler = Callable[[int], float]
 #: A sample is long enough that an event's resolution (0.5 µs) does not matter.
 SAMPLE_MS = 2.0
 LEAST_ROUNDS = 5
+#: Where calls are so long that this many times the time is over, two rounds must do.
+MOST_OVERTIME = 3
 
 
 def sampler(library: Library, calls: Sequence[Callable[[], Any]]) -> Sampler:
@@ -42,7 +44,7 @@ def calibrate(sample: Sampler, count: int) -> int:
 def measure(
     contenders: dict[str, tuple[Sampler, int]], seconds: float
 ) -> dict[str, dict[str, float]]:
-    """Sample each contender in turn until the time is spent, and at least LEAST_ROUNDS times.
+    """Sample each contender in turn until the time is spent, and LEAST_ROUNDS times if possible.
 
     ``contenders``: a sampler and its number of distinct calls, by name.
 
@@ -51,10 +53,14 @@ def measure(
     """
     loops = {name: calibrate(sample, count) for name, (sample, count) in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    end = time.perf_counter() + seconds
-    while contenders and (
-        time.perf_counter() < end or min(map(len, times.values())) < LEAST_ROUNDS
-    ):
+    start = time.perf_counter()
+    rounds = 0
+    while contenders:
+        spent = time.perf_counter() - start
+        least = LEAST_ROUNDS if spent < MOST_OVERTIME * seconds else 2
+        if spent >= seconds and rounds >= least:
+            break
+        rounds += 1
         for name, (sample, _) in contenders.items():
             times[name].append(sample(loops[name]) / loops[name])
     found = {}
