@@ -38,7 +38,8 @@ inline Plan plan(const Dims& d) {
   p.parts = std::max<std::int64_t>(1, d.cut.parts);
   p.steps = std::max<std::int64_t>(1, d.cut.steps);
   p.tile_rows = std::max<std::int64_t>(1, d.cut.entries() * d.cut.batch);
-  p.tile_units = p.sum_columns = std::max<std::int64_t>(1, 4 * d.hidden);  // no cell has more gates
+  // No cell has more gates.
+  p.tile_outputs = p.tile_units = p.sum_columns = std::max<std::int64_t>(1, 4 * d.hidden);
   return p;
 }
 
