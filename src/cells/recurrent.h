@@ -23,6 +23,8 @@ struct Level {
   Direction direction = Direction::kForward;
   bool recompute = false;
   bool need_grad = true;
+  bool skip = true;      // of the SRU
+  double scale_x = 1.0;  // of the SRU
 };
 
 struct LevelOutputs {

@@ -80,6 +80,8 @@ struct Backend {
   /// Zero the rows of x (T, B, width), contiguous, whose step is padding.
   void (*zero_padded)(const Context&, void* x, DataType dtype, std::int64_t steps,
                       std::int64_t batch, std::int64_t width, const Padding&);
+  /// dst[i] += src[i] for n contiguous elements.
+  void (*add)(const Context&, const void* src, void* dst, DataType dtype, std::int64_t n);
   /// totals[j] = (accumulate ? totals[j] : 0) + sum over i of a[i * lda + j], in a fixed order.
   void (*sum_rows)(const Context&, const void* a, DataType dtype, std::int64_t rows,
                    std::int64_t columns, std::int64_t lda, double* totals, bool accumulate);

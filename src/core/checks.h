@@ -45,7 +45,7 @@ class Checker {
     const char* name;
     std::uintptr_t begin, end;
   };
-  static constexpr int kMaxRanges = 32;
+  static constexpr int kMaxRanges = 192;
 
   const char* op_;
   const Context& ctx_;

@@ -221,6 +221,35 @@ void zero_padded(const Context&, void* x, DataType dtype, std::int64_t steps, st
 }
 
 template <class T>
+T sum_of(T a, T b) {
+  return a + b;
+}
+template <>
+Float16 sum_of(Float16 a, Float16 b) {
+  return Float16::from(static_cast<float>(a) + static_cast<float>(b));
+}
+template <>
+BFloat16 sum_of(BFloat16 a, BFloat16 b) {
+  return BFloat16::from(static_cast<float>(a) + static_cast<float>(b));
+}
+
+template <class T>
+void add_as(const void* src, void* dst, std::int64_t n) {
+  const T* from = static_cast<const T*>(src);
+  T* to = static_cast<T*>(dst);
+  for (std::int64_t i = 0; i < n; ++i) to[i] = sum_of(to[i], from[i]);
+}
+
+void add(const Context&, const void* src, void* dst, DataType dtype, std::int64_t n) {
+  switch (dtype) {
+    case DataType::kFloat64: return add_as<double>(src, dst, n);
+    case DataType::kFloat16: return add_as<Float16>(src, dst, n);
+    case DataType::kBFloat16: return add_as<BFloat16>(src, dst, n);
+    default: return add_as<float>(src, dst, n);
+  }
+}
+
+template <class T>
 void sum_rows_as(const T* a, std::int64_t rows, std::int64_t columns, std::int64_t lda,
                  double* totals, bool accumulate) {
   // Short sums in T keep float32's error small however many rows there are.
@@ -279,6 +308,7 @@ const Backend& cpu_backend() {
       &cpu::convert,
       &cpu::fill_zero,
       &cpu::zero_padded,
+      &cpu::add,
       &cpu::sum_rows,
       &cpu::for_each_item,
       &cpu::cell_kernels,
