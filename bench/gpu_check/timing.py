@@ -65,6 +65,6 @@ def measure(
             times[name].append(sample(loops[name]) / loops[name])
     found = {}
     for name, values in times.items():
-        low, median, high = statistics.quantiles(values, n=4)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         found[name] = {"ms": median, "low": low, "high": high, "rounds": len(values)}
     return found
