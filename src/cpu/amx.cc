@@ -282,6 +282,16 @@ void block(const char* a, const char* b, std::int64_t steps, bool fresh, float* 
   _tile_stored(3, c + kTile * ldc + kTile, row);
 }
 
+void copy_block(const float* from, std::int64_t from_ld, float* to, std::int64_t to_ld,
+                std::int64_t rows, std::int64_t columns) {
+  const __mmask16 low = first(columns), high = first(columns - 16);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    _mm512_mask_storeu_ps(to + i * to_ld, low, _mm512_maskz_loadu_ps(low, from + i * from_ld));
+    _mm512_mask_storeu_ps(to + i * to_ld + 16, high,
+                          _mm512_maskz_loadu_ps(high, from + i * from_ld + 16));
+  }
+}
+
 // Packing buffers, one set per thread for its lifetime, as a BLAS has them.
 struct Buffers {
   char* a;
@@ -459,14 +469,12 @@ void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::i
               block(a_panel, b_panel, steps, fresh, out, ldc);
               continue;
             }
-            // An edge: compute a whole block aside and add what exists.
-            alignas(64) float edge[kBlock * kBlock];
-            block(a_panel, b_panel, steps, true, edge, kBlock);
-            for (std::int64_t r = 0; r < (h < kBlock ? h : kBlock); ++r) {
-              for (std::int64_t q = 0; q < (w < kBlock ? w : kBlock); ++q) {
-                out[r * ldc + q] = edge[r * kBlock + q] + (fresh ? 0.0f : out[r * ldc + q]);
-              }
-            }
+            // An edge: a whole block aside, in the same order of sums.
+            alignas(64) float edge[kBlock * kBlock] = {};
+            const std::int64_t height = h < kBlock ? h : kBlock, width = w < kBlock ? w : kBlock;
+            if (!fresh) copy_block(out, ldc, edge, kBlock, height, width);
+            block(a_panel, b_panel, steps, fresh, edge, kBlock);
+            copy_block(edge, kBlock, out, ldc, height, width);
           }
         }
         misfit_rows();
