@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -31,6 +32,11 @@ class Examples(Protocol):
     def labels(self) -> np.ndarray:
         """Class number of each sequence, int64 (N,)."""
 
+    @property
+    def steps(self) -> np.ndarray | None:
+        """Padded length of each sequence, int64 (N,), the same for all of a batch; None if a batch
+        is as long as its longest sequence."""
+
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> Batch:
@@ -43,18 +49,31 @@ class TokenExamples:
     Args:
         sequences: N arrays int32 (L_i,), L_i >= 1.
         labels: int (N,).
-        padding_index: token number past a sequence's end.
+        padding_index: token number where a sequence is padded.
+        pad: the side on which sequences are padded, "left" or "right".
+        bucket: pad each sequence to a multiple of so many steps, so that what a model makes of it
+            does not depend on the others in its batch; 0 pads to the longest one of a batch.
     """
 
     def __init__(
-        self, sequences: Sequence[np.ndarray], labels: np.ndarray, padding_index: int = 0
+        self,
+        sequences: Sequence[np.ndarray],
+        labels: np.ndarray,
+        padding_index: int = 0,
+        *,
+        pad: str = "right",
+        bucket: int = 0,
     ) -> None:
+        if pad not in ("left", "right"):
+            raise ValueError(f"pad: expected 'left' or 'right', got {pad!r}")
         if len(sequences) != len(labels):
             raise ValueError(f"labels: expected {len(sequences)} of them, got {len(labels)}")
         self.lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         if len(sequences) and self.lengths.min() < 1:
             raise ValueError("sequences: expected at least one token each, got an empty sequence")
         self.labels = np.asarray(labels, dtype=np.int64)
+        self.steps = -(-self.lengths // bucket) * bucket if bucket else None
+        self._pad = pad
         # One flat array: a batch is then gathered without a loop over its rows.
         self._tokens = np.concatenate([np.zeros(0, np.int32), *sequences]).astype(np.int32)
         self._starts = np.cumsum(self.lengths) - self.lengths
@@ -64,10 +83,13 @@ class TokenExamples:
         return len(self.labels)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Return the examples at `indices` (B,), padded at the end to the longest of them."""
+        """Return the examples at `indices` (B,), padded to the longest of them."""
         lengths = self.lengths[indices]
-        steps = np.arange(lengths.max(initial=0), dtype=np.int64)[:, None]
-        valid = steps < lengths
+        total = (lengths if self.steps is None else self.steps[indices]).max(initial=0)
+        steps = np.arange(total, dtype=np.int64)[:, None]
+        if self._pad == "left":
+            steps = steps - (total - lengths)
+        valid = (steps >= 0) & (steps < lengths)
         positions = np.where(valid, self._starts[indices] + steps, 0)
         inputs = np.where(valid, self._tokens[positions], np.int32(self._padding_index))
         return Batch(inputs, lengths, self.labels[indices])
@@ -89,6 +111,7 @@ class FeatureExamples:
         self._features = np.ascontiguousarray(features, dtype=np.float32)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.lengths = np.full(len(features), features.shape[1], dtype=np.int64)
+        self.steps = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,33 +122,56 @@ class FeatureExamples:
         return Batch(inputs, None, self.labels[indices])
 
 
+def _cut(order: np.ndarray, batch_size: int, steps: np.ndarray | None) -> list[np.ndarray]:
+    """Cut an order of examples into batches, each of examples of the same padded length."""
+    groups = [order]
+    if steps is not None:
+        groups = [order[steps[order] == value] for value in np.unique(steps)]
+    return [g[i : i + batch_size] for g in groups for i in range(0, len(g), batch_size)]
+
+
 def shuffled_batches(
-    lengths: np.ndarray, batch_size: int, rng: np.random.Generator
+    lengths: np.ndarray,
+    batch_size: int,
+    rng: np.random.Generator,
+    steps: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Cut a shuffled data set into batches of similar lengths, in random order.
 
     Args:
         lengths: (N,).
-        batch_size: examples per batch; one batch may be smaller.
+        batch_size: examples per batch; one batch, or one of each padded length, may be smaller.
         rng: the only source of randomness, so that equal generators give equal batches.
+        steps: padded lengths (N,), equal within each batch; None if any may go together.
 
     Returns:
-        index arrays that together hold 0 .. N-1 once each.
+        index arrays that together hold 0 .. N-1 once each, as many as `batch_count` says.
     """
     order = rng.permutation(len(lengths))
     batches: list[np.ndarray] = []
-    pool = _POOL_BATCHES * batch_size
-    for start in range(0, len(order), pool):
-        part = order[start : start + pool]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    if steps is not None:
+        batches = _cut(order, batch_size, steps)
+    else:
+        pool = _POOL_BATCHES * batch_size
+        for start in range(0, len(order), pool):
+            part = order[start : start + pool]
+            batches += _cut(part[np.argsort(lengths[part], kind="stable")], batch_size, None)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def sorted_batches(
+    lengths: np.ndarray, batch_size: int, steps: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Cut a data set into batches by length, for evaluation: the least padding, no randomness."""
-    order = np.argsort(lengths, kind="stable")
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return _cut(np.argsort(lengths, kind="stable"), batch_size, steps)
+
+
+def batch_count(examples: Examples, batch_size: int) -> int:
+    """How many batches an epoch has."""
+    if examples.steps is None:
+        return math.ceil(len(examples) / batch_size)
+    _, counts = np.unique(examples.steps, return_counts=True)
+    return int(np.sum(-(-counts // batch_size)))
 
 
 def stratified_split(

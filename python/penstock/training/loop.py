@@ -17,7 +17,13 @@ import numpy as np
 
 from penstock import nn, optim
 from penstock.nn.module import parse_device
-from penstock.training.batching import Batch, Examples, shuffled_batches, sorted_batches
+from penstock.training.batching import (
+    Batch,
+    Examples,
+    batch_count,
+    shuffled_batches,
+    sorted_batches,
+)
 from penstock.training.checkpoints import load_checkpoint, save_checkpoint, to_numpy
 from penstock.training.errors import RunError, UserError
 from penstock.training.metrics import summarise
@@ -192,7 +198,7 @@ def predict_logits(
     """
     logits = np.empty((len(examples), model.options.classes), np.float32)
     with on_device(device) as xp:
-        for indices in sorted_batches(examples.lengths, _EVALUATION_BATCH):
+        for indices in sorted_batches(examples.lengths, _EVALUATION_BATCH, examples.steps):
             batch = _to_device(examples.batch(indices), xp)
             logits[indices] = to_numpy(model(batch.inputs, lengths=batch.lengths).y)
     return logits
@@ -228,7 +234,7 @@ class _Fit:
         self.model, self.train, self.dev = model, train, dev
         self.options, self.checkpoint, self.keep = options, checkpoint, keep
         self.identity, self.observer = dict(identity), observer
-        updates = options.epochs * math.ceil(len(train) / options.batch_size)
+        updates = options.epochs * batch_count(train, options.batch_size)
         self.optimizer = optim.AdamW(
             model.parameters(),
             SCHEDULES[options.schedule](options.lr, updates),
@@ -253,12 +259,13 @@ class _Fit:
 
     def restore(self) -> None:
         state = load_checkpoint(self.checkpoint)
-        if state["identity"] != self.identity:
-            changed = sorted(
-                key
-                for key in {*state["identity"], *self.identity}
-                if state["identity"].get(key) != self.identity.get(key)
-            )
+        # An option that an older version did not know counts as None, the default of new ones.
+        changed = sorted(
+            key
+            for key in {*state["identity"], *self.identity}
+            if state["identity"].get(key) != self.identity.get(key)
+        )
+        if changed:
             raise UserError(
                 f"cannot resume from {self.checkpoint}: it was made with another "
                 f"{', '.join(changed)}"
@@ -298,7 +305,7 @@ class _Fit:
         progress, options = self.progress, self.options
         # The order depends on the seed and the epoch alone, so that the position is a number.
         rng = np.random.default_rng([options.seed, progress.epoch])
-        batches = shuffled_batches(self.train.lengths, options.batch_size, rng)
+        batches = shuffled_batches(self.train.lengths, options.batch_size, rng, self.train.steps)
         before, started = progress.seconds, time.perf_counter()
         self.observer.epoch_started(progress.epoch + 1, len(batches), progress.batch)
         for indices in batches[progress.batch :]:

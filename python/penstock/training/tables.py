@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import math
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -203,6 +204,33 @@ def read_table(
                 f"{path}: row {labels.index('') + 1} below the header has an empty label"
             )
     return TextTable(texts, labels, label_column, text_column)
+
+
+def two_classes(table: TextTable, threshold: float, path: Path) -> TextTable:
+    """Make two labels of numbers: those below `threshold`, and the others.
+
+    Args:
+        table: read with its labels.
+        threshold: the least label of the upper class.
+        path: of the table, for errors.
+
+    Raises:
+        UserError: a label is no number.
+    """
+    below, above = f"<{threshold:g}", f">={threshold:g}"
+    labels = []
+    for row, label in enumerate(table.labels, 1):
+        try:
+            value = float(label)
+        except ValueError:
+            value = math.nan
+        if math.isnan(value):
+            raise UserError(
+                f"--threshold: expected numbers in column {table.label_column!r} of {path}, got "
+                f"{label!r} in row {row} below the header"
+            )
+        labels.append(above if value >= threshold else below)
+    return TextTable(table.texts, labels, table.label_column, table.text_column)
 
 
 def sorted_labels(labels: list[str]) -> list[str]:

@@ -26,6 +26,14 @@ TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
+#: Where a long text may be cut, by name. Each takes N tokens and returns n < N of them.
+CUTS: dict[str, Callable[[list[str], int], list[str]]] = {
+    "end": lambda tokens, n: tokens[:n],
+    "start": lambda tokens, n: tokens[-n:],
+    "middle": lambda tokens, n: tokens[: n - n // 2] + tokens[len(tokens) - n // 2 :],
+}
+
+
 class Tokenizer:
     """Splits text into tokens.
 
@@ -91,9 +99,19 @@ class Vocabulary:
         ]
         return cls(token for _, token in sorted(kept))
 
-    def encode(self, tokens: list[str], max_length: int | None = None) -> np.ndarray:
-        """Return token numbers, int32 (L,), L >= 1: an empty text is one unknown token."""
-        ids = [self._index.get(token, self.unknown_index) for token in tokens[:max_length]]
+    def encode(
+        self, tokens: list[str], max_length: int | None = None, cut: str = "end"
+    ) -> np.ndarray:
+        """Return token numbers, int32 (L,), L >= 1: an empty text is one unknown token.
+
+        Args:
+            tokens: of one text.
+            max_length: leave tokens out if there are more.
+            cut: a name of `CUTS`, where to leave them out.
+        """
+        if max_length is not None and len(tokens) > max_length:
+            tokens = CUTS[cut](tokens, max_length)
+        ids = [self._index.get(token, self.unknown_index) for token in tokens]
         return np.asarray(ids or [self.unknown_index], dtype=np.int32)
 
     def save(self, path: Path) -> None:
