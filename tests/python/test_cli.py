@@ -227,7 +227,8 @@ def test_every_option_reaches_the_run(folder: Path) -> None:
     given = {
         "label": "label", "text": "text", "dev": "dev.tsv", "test": "test.tsv",
         "dev_fraction": 0.2, "limit": 100, "tokenizer": "whitespace", "min_count": 1,
-        "max_length": 6, "embeddings": "vectors.txt", "embedding_size": 7, "model": "sru",
+        "max_length": 6, "cut": "start", "embeddings": "vectors.txt", "embedding_size": 7,
+        "model": "sru",
         "hidden": 9, "layers": 2, "dropout": 0.25, "pooling": "mean", "memory": 8, "lr": 0.004,
         "schedule": "constant", "weight_decay": 0.001, "clip_norm": 2.0, "epochs": 1,
         "patience": 3, "batch_size": 20, "seed": 5, "device": "cpu", "checkpoint_every": 1.5,
@@ -246,9 +247,30 @@ def test_every_option_reaches_the_run(folder: Path) -> None:
         "bidirectional": True,
         "folds": 0,
         "test_fraction": 0.0,
+        **dict.fromkeys(("threshold", "slices", "pad", "bucket")),
     }
     model = json.loads((folder / "run" / "model.json").read_text())["model"]
     assert (model["hidden"], model["layers"], model["input_size"]) == (9, 2, 3)
+
+
+def test_options_of_sliced_models_reach_the_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{i % 4}\t{'good' if i % 4 > 1 else 'bad'} film and more words" for i in range(120)]
+    (folder / "stars.tsv").write_text("\n".join(["stars\ttext", *rows]) + "\n")
+    options = "--model sliced-gru --slices 2,2 --pad right --bucket 8 --threshold 2 --max-length 4"
+    assert main(["train", "stars.tsv", *SMALL, *options.split(), "--cut", "end", "--out", "r"]) == 0
+    text = capsys.readouterr().out
+    assert "2 classes: <2 (60), >=2 (60)" in text
+    assert "100 % of the texts lose their end beyond 4 tokens" in text
+    config = json.loads((folder / "r" / "config.json").read_text())
+    given = {"slices": "2,2", "pad": "right", "bucket": 8, "threshold": 2.0, "cut": "end"}
+    assert given.items() <= config.items()
+    model = json.loads((folder / "r" / "model.json").read_text())["model"]
+    assert (model["encoder"], model["slices"], model["bucket"]) == ("sliced-gru", [2, 2], 8)
+    assert main(["predict", "r", "-t", "good film"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith(">=2\t")
+    assert main(["evaluate", "r", "stars.tsv"]) == 0
 
 
 def test_folds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,6 +341,10 @@ def test_predict_from_everywhere(trained: Path, capsys: pytest.CaptureFixture[st
         (["train", "data.tsv", "--epochs", "0"], "--epochs: expected at least 1, got 0"),
         (["train", "data.tsv", "--model", "x"], "--model: expected one of"),
         (["train", "data.tsv", "--embeddings", "x"], "no such file: x"),
+        (["train", "data.tsv", "--slices", "2"], "--slices: expected a sliced model"),
+        (["train", "data.tsv", "--threshold", "2"], "--threshold: expected numbers in column"),
+        (["train", "--threshold", "2"], "--threshold needs a data file"),
+        (["train", "--model", "sliced-gru", "--bucket", "8"], "--bucket needs a data file"),
         (["train", "data.tsv", "--device", "gpu"], "--device: expected 'cpu'"),
         (["train", "--label", "x"], "--label needs a data file"),
         (["train", "--tokenizer", "characters"], "--tokenizer needs a data file"),

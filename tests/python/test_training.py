@@ -149,6 +149,20 @@ def test_unreadable_tables(tmp_path: Path) -> None:
         tables.read_table(cut)
 
 
+def test_a_threshold_makes_two_classes(tmp_path: Path) -> None:
+    rows = [("4", "a"), ("10", "b"), ("7", "c"), ("6.5", "d"), ("-1", "e")]
+    path = write_tsv(tmp_path / "t.tsv", rows)
+    table = tables.two_classes(tables.read_table(path), 7, path)
+    assert table.labels == ["<7", ">=7", ">=7", "<7", "<7"]
+    assert table.texts == [text for _, text in rows] and table.label_column == "label"
+    for bad in ("many", "nan"):
+        write_tsv(path, [("4", "a"), (bad, "b")])
+        with pytest.raises(
+            UserError, match=f"--threshold: expected numbers .* got '{bad}' in row 2"
+        ):
+            tables.two_classes(tables.read_table(path), 7, path)
+
+
 def test_labels_sort_by_value_where_they_are_numbers() -> None:
     assert tables.sorted_labels(["10", "9", "1", "9"]) == ["1", "9", "10"]
     assert tables.sorted_labels(["b", "10", "9"]) == ["10", "9", "b"]
@@ -179,6 +193,18 @@ def test_vocabulary_order_counts_and_file(tmp_path: Path) -> None:
     (tmp_path / "v.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match="is no vocabulary"):
         Vocabulary.load(tmp_path / "v.txt")
+
+
+def test_where_long_texts_are_cut() -> None:
+    vocabulary = Vocabulary("abcdefg")
+    text = list("abcdefg")
+    cuts = {"end": "abcd", "start": "defg", "middle": "abfg"}
+    for cut, kept in cuts.items():
+        assert [vocabulary.tokens[i] for i in vocabulary.encode(text, 4, cut)] == list(kept)
+        assert len(vocabulary.encode(text, 7, cut)) == 7
+    odd = vocabulary.encode(text, 5, "middle")
+    assert [vocabulary.tokens[i] for i in odd] == list("abcfg")
+    assert vocabulary.encode(text, 1, "middle").tolist() == [2]
 
 
 # -- word vectors -------------------------------------------------------------------------------
@@ -265,6 +291,39 @@ def test_token_batch_is_time_major_and_padded() -> None:
         batching.TokenExamples(sequences, np.array([0, 1]))
 
 
+def test_token_batch_padded_on_the_left_and_to_a_bucket() -> None:
+    sequences = [np.array(s, np.int32) for s in ([5], [6, 7, 8], [9, 9])]
+    labels = np.array([0, 1, 2])
+    examples = batching.TokenExamples(sequences, labels, pad="left")
+    np.testing.assert_array_equal(examples.batch(np.array([1, 0])).inputs, [[6, 0], [7, 0], [8, 5]])
+    examples = batching.TokenExamples(sequences, labels, pad="left", bucket=2)
+    assert examples.steps is not None and examples.steps.tolist() == [2, 4, 2]
+    np.testing.assert_array_equal(examples.batch(np.array([0, 2])).inputs, [[0, 9], [5, 9]])
+    np.testing.assert_array_equal(examples.batch(np.array([1])).inputs[:, 0], [0, 6, 7, 8])
+    right = batching.TokenExamples(sequences, labels, bucket=4)
+    np.testing.assert_array_equal(right.batch(np.array([0])).inputs[:, 0], [5, 0, 0, 0])
+    with pytest.raises(ValueError, match="pad: expected 'left' or 'right', got 'both'"):
+        batching.TokenExamples(sequences, labels, pad="both")
+
+
+def test_batches_of_equal_steps() -> None:
+    rng = np.random.default_rng(0)
+    sequences = [np.ones(n, np.int32) for n in rng.integers(1, 60, 501)]
+    examples = batching.TokenExamples(sequences, np.zeros(501, int), bucket=16)
+    steps = examples.steps
+    assert steps is not None and (steps % 16 == 0).all() and (steps - examples.lengths < 16).all()
+    for batches in (
+        batching.shuffled_batches(examples.lengths, 20, np.random.default_rng(3), steps),
+        batching.sorted_batches(examples.lengths, 20, steps),
+    ):
+        assert len(batches) == batching.batch_count(examples, 20)
+        np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(501))
+        assert all(len(set(steps[b])) == 1 and len(b) <= 20 for b in batches)
+        assert sum(len(b) < 20 for b in batches) <= len(set(steps))
+    plain = batching.TokenExamples(sequences, np.zeros(501, int))
+    assert plain.steps is None and batching.batch_count(plain, 20) == 26
+
+
 def test_splits_are_stratified() -> None:
     labels = np.array([0] * 60 + [1] * 30 + [2] * 10)
     kept, held = batching.stratified_split(labels, 0.1, seed=1)
@@ -322,18 +381,36 @@ def test_pooling_and_its_gradient(name: str, with_lengths: bool, directions: int
                 assert dx[t, b, w] == pytest.approx(slope, abs=1e-6)
 
 
-@pytest.mark.parametrize(("tokens", "frozen"), [(True, False), (True, True), (False, False)])
-def test_classifier_gradients(tokens: bool, frozen: bool) -> None:
+@pytest.mark.parametrize(
+    ("encoder", "tokens", "frozen"),
+    [
+        ("sru", True, False),
+        ("sru", True, True),
+        ("sru", False, False),
+        ("gru", True, False),
+        ("lstm", False, False),
+        ("rnn", True, False),
+        ("sliced-gru", True, False),
+        ("sliced-lstm", False, False),
+        ("sliced-rnn", True, True),
+        ("sliced-sru", True, False),
+    ],
+)
+def test_classifier_gradients(encoder: str, tokens: bool, frozen: bool) -> None:
+    sliced = encoder.startswith("sliced")
     options = ModelOptions(
         classes=3,
         vocabulary_size=11 if tokens else 0,
         input_size=5,
+        encoder=encoder,
         hidden=4,
-        layers=2,
+        layers=1 if sliced else 2,
         bidirectional=True,
         pooling="mean",
         freeze_embeddings=frozen,
-        memory=10,
+        memory=0 if encoder.endswith("rnn") else 10,
+        slices=(2, 2),
+        pad="left" if sliced else "right",
         seed=1,
     )
     model = SequenceClassifier(options)
@@ -381,6 +458,42 @@ def test_spread_forget_biases() -> None:
     memory = 1 + np.exp(biases)  # 1 / (1 - sigmoid(b))
     assert memory.min() >= 2 and memory.max() <= 64
     assert memory.mean() == pytest.approx(33, abs=2)
+
+
+@pytest.mark.parametrize("encoder", ["gru", "lstm", "sliced-gru", "sliced-lstm", "sliced-sru"])
+def test_memory_is_of_the_gate_that_forgets(encoder: str) -> None:
+    sliced = encoder.startswith("sliced")
+    options = ModelOptions(
+        classes=2, vocabulary_size=0, input_size=3, encoder=encoder, hidden=200,
+        layers=1 if sliced else 2, memory=64, slices=(2,),
+    )  # fmt: skip
+    parameters = SequenceClassifier(options).encoder.parameters()
+    for i in range(2):
+        prefix = f"{'levels' if sliced else 'layers'}.{i}"
+        if encoder == "sliced-sru":
+            forget = parameters[f"{prefix}.bias"][0, 0]
+        else:
+            both = parameters[f"{prefix}.bias_ih"] + parameters[f"{prefix}.bias_hh"]
+            gates = both.reshape(-1, 200)
+            forget = gates[1]
+            if encoder.endswith("lstm"):
+                np.testing.assert_array_equal(gates[0], -forget)
+            assert np.abs(gates[2]).max() < 0.2  # as drawn
+        memory = 1 + np.exp(forget)
+        assert memory.min() >= 1.99 and memory.max() <= 64.01
+        assert memory.mean() == pytest.approx(33, abs=4)
+
+
+def test_what_an_encoder_cannot_have() -> None:
+    def model(**options: Any) -> SequenceClassifier:
+        return SequenceClassifier(
+            ModelOptions(classes=2, vocabulary_size=0, input_size=1, slices=(2,), **options)
+        )
+
+    with pytest.raises(UserError, match="--layers: expected 1, since the levels"):
+        model(encoder="sliced-gru", layers=2)
+    with pytest.raises(UserError, match="--memory: the layer rnn has no gates"):
+        model(encoder="rnn", memory=9)
 
 
 def test_unknown_names_are_refused() -> None:
@@ -518,7 +631,61 @@ def test_a_run_learns_and_leaves_everything(colours: Path, tmp_path: Path) -> No
         run_training(small(colours), folder)
 
 
+@pytest.mark.parametrize("pad", ["left", "right"])
+def test_a_sliced_run_scores_each_text_alone(colours: Path, tmp_path: Path, pad: str) -> None:
+    options = {"model": "sliced-gru", "slices": "2,3", "pad": pad, "epochs": 8}
+    result = run_training(small(colours, **options), tmp_path / "run")
+    assert result["accuracy"] > 0.9
+    config = result["config"]
+    assert (config["layers"], config["bucket"], config["pooling"]) == (1, 6, "last")
+    model = TrainedModel(tmp_path / "run")
+    assert model.options.slices == (2, 3)
+    assert (model.options.pad, model.options.bucket) == (pad, 6)
+    texts = [text for _, text in make_rows(40, seed=5)]
+    together = model.score_texts(texts)
+    for text, scores in zip(texts, together, strict=True):
+        np.testing.assert_allclose(model.score_texts([text])[0], scores, rtol=1e-5, atol=1e-6)
+    part, held_out = model.evaluate_held_out()
+    assert (part, held_out["accuracy"]) == ("dev", result["accuracy"])
+
+
+def test_two_classes_from_start_to_evaluation(tmp_path: Path) -> None:
+    rows = [(str(1 + (i % 5)), ("good" if i % 5 >= 3 else "bad") + f" x{i}") for i in range(200)]
+    data = write_tsv(tmp_path / "stars.tsv", rows)
+    result = run_training(small(data, threshold=4.0), tmp_path / "run")
+    assert result["labels"] == ["<4", ">=4"] and result["accuracy"] > 0.9
+    model = TrainedModel(tmp_path / "run")
+    assert model.evaluate_file(data)["accuracy"] > 0.9
+    assert model.evaluate_held_out()[1]["accuracy"] == result["accuracy"]
+
+
+def test_a_checkpoint_of_an_older_version_is_resumed(colours: Path, tmp_path: Path) -> None:
+    options = {"schedule": "constant"}
+    run_training(small(colours, epochs=2, **options), tmp_path / "run")
+    new = ("slices", "pad", "bucket", "cut", "threshold")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    state = checkpoints.load_checkpoint(path)
+    for name in new:
+        assert state["identity"].pop(name) is None
+    checkpoints.save_checkpoint(path, state)
+    for name, tables_of_names in (("config.json", []), ("model.json", ["model", "input"])):
+        values = json.loads((tmp_path / "run" / name).read_text())
+        for table in (values, *(values[key] for key in tables_of_names)):
+            for key in new:
+                table.pop(key, None)
+        (tmp_path / "run" / name).write_text(json.dumps(values))
+    config = runs.resume_config(tmp_path / "run", {"epochs": 3})
+    assert TrainedModel(tmp_path / "run").score_texts(["red"]).shape == (1, 3)
+    assert run_training(config, tmp_path / "run", resume=True)["epochs"] == 3
+
+
 OPTIONS: list[dict[str, Any]] = [
+    {"model": "gru", "layers": 2, "memory": 8, "dropout": 0.2},
+    {"model": "lstm", "bidirectional": True, "pooling": "last"},
+    {"model": "rnn", "pooling": "mean"},
+    {"model": "sliced-lstm", "slices": "3", "max_length": 8, "cut": "middle", "bucket": 8},
+    {"model": "sliced-rnn", "bidirectional": True, "pad": "right"},
+    {"model": "sliced-sru", "slices": "2,2", "memory": 4, "folds": 2},
     {"bidirectional": True, "layers": 2, "dropout": 0.2, "pooling": "last"},
     {"pooling": "mean", "schedule": "constant", "weight_decay": 0.01, "clip_norm": 0.0},
     {"tokenizer": "whitespace", "lowercase": False, "min_count": 1, "max_length": 5},
@@ -534,7 +701,7 @@ def test_options(colours: Path, tmp_path: Path, options: dict[str, Any]) -> None
     result = run_training(small(colours, **changes), tmp_path / "run")
     if "folds" in options:
         assert np.array(result["confusion_matrix"]).sum() == 120
-        assert len(result["folds"]) == 3
+        assert len(result["folds"]) == options["folds"]
         mean = np.mean([fold["accuracy"] for fold in result["folds"]])
         assert result["accuracy"] == pytest.approx(mean)
         with pytest.raises(UserError, match="one model for each fold"):
@@ -606,8 +773,15 @@ def without_times(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def test_resuming_gives_the_same_bits(colours: Path, tmp_path: Path) -> None:
-    options = {"dropout": 0.3, "layers": 2, "bidirectional": True, "checkpoint_every": 0.0}
+@pytest.mark.parametrize("model", ["sru", "gru", "sliced-gru"])
+def test_resuming_gives_the_same_bits(colours: Path, tmp_path: Path, model: str) -> None:
+    options = {
+        "model": model,
+        "dropout": 0.3,
+        "layers": 1 if model.startswith("sliced") else 2,
+        "bidirectional": True,
+        "checkpoint_every": 0.0,
+    }
     whole = run_training(small(colours, **options), tmp_path / "whole")
     counter = Recorder()
     run_training(small(colours, **options), tmp_path / "again", observer=counter)
@@ -730,6 +904,17 @@ def test_a_signal_writes_a_checkpoint_and_stops(colours: Path, tmp_path: Path) -
     ("options", "message"),
     [
         ({"epochs": 0}, "--epochs: expected at least 1, got 0"),
+        ({"slices": "2"}, "--slices: expected a sliced model, such as .* got sru"),
+        ({"model": "gru", "pad": "left"}, "--pad: expected a sliced model"),
+        ({"data": "x.tsv", "model": "lstm", "bucket": 8}, "--bucket: expected a sliced model"),
+        ({"model": "sliced-gru", "slices": "8;8"}, "--slices: expected numbers of parts, like 8,8"),
+        ({"model": "sliced-gru", "slices": "8,0"}, "--slices: expected numbers of parts"),
+        ({"model": "sliced-gru", "slices": ""}, "--slices: expected numbers of parts"),
+        ({"model": "sliced-gru", "layers": 2}, "--layers: expected 1 with sliced-gru"),
+        ({"model": "sliced-gru", "pooling": "max"}, "--pooling: expected none with sliced-gru"),
+        ({"model": "rnn", "memory": 8}, "--memory: expected 0 with rnn"),
+        ({"data": "x.tsv", "cut": "start"}, "--cut needs --max-length"),
+        ({"data": "x.tsv", "threshold": float("inf")}, "--threshold: expected a finite number"),
         ({"dropout": 1.0}, "--dropout: expected at least 0 and below 1"),
         ({"lr": float("nan")}, "--lr"),
         ({"folds": 1}, "--folds: expected 2 or more"),
@@ -749,6 +934,9 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
     ("options", "message"),
     [
         ({"model": "nope"}, "--model: expected one of"),
+        ({"model": "sliced-gru", "pad": "both"}, "--pad: expected one of left, right, got 'both'"),
+        ({"cut": "x", "max_length": 3}, "--cut: expected one of end, start, middle, got 'x'"),
+        ({"threshold": 2.0}, "--threshold: expected numbers in column 'label'"),
         ({"pooling": "nope"}, "--pooling: expected one of"),
         ({"tokenizer": "nope"}, "--tokenizer: expected one of"),
         ({"schedule": "nope"}, "--schedule: expected one of"),

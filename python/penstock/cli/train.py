@@ -88,7 +88,23 @@ def train(
         ),
     ] = 2,
     max_length: Annotated[
-        int | None, typer.Option(help="Cut texts after this many tokens.", rich_help_panel=_DATA)
+        int | None,
+        typer.Option(help="Cut texts down to this many tokens.", rich_help_panel=_DATA),
+    ] = None,
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            help="Which part of a longer text goes: its end (the default), start or middle.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Labels are numbers: make two classes of them, below this one and from it on.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     embeddings: Annotated[
         Path | None,
@@ -107,9 +123,40 @@ def train(
             "--freeze-embeddings", help="Do not train the embeddings.", rich_help_panel=_MODEL
         ),
     ] = False,
-    model: Annotated[str, typer.Option(help="The recurrent layer.", rich_help_panel=_MODEL)] = (
-        "sru"
-    ),
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The recurrent layer: sru, gru, lstm, rnn, or with sliced- before the name.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "sru",
+    slices: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a sliced layer: into how many parts to cut, and these again. Default: 8,8; "
+            "8 for digits.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    pad: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a sliced layer: the side on which texts are padded, left (the default) or "
+            "right.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    bucket: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a sliced layer: pad texts to a multiple of so many tokens. With the value of "
+            "--max-length all are of one length. Default: the product of --slices.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
     hidden: Annotated[
         int | None,
         typer.Option(help="Features per layer and direction.", rich_help_panel=_MODEL),

@@ -15,6 +15,13 @@ TEXT = "text"
 #: Options that may change when a run is resumed: they do not alter what was computed so far.
 RESUMABLE = frozenset({"epochs", "patience", "checkpoint_every", "device"})
 
+#: Models that come with the program and whose layers are sliced, and those whose are not.
+_SLICED = ("sliced-gru", "sliced-lstm", "sliced-rnn", "sliced-sru")
+_PLAIN = ("gru", "lstm", "rnn", "sru")
+
+#: Options of sliced models alone.
+_SLICING = ("slices", "pad", "bucket")
+
 #: Defaults of the options that depend on the task.
 _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     DIGITS: {
@@ -72,10 +79,15 @@ class TrainConfig:
     lowercase: bool = True
     min_count: int = 2
     max_length: int | None = None
+    cut: str | None = None
+    threshold: float | None = None
     embeddings: str | None = None
     embedding_size: int = 100
     freeze_embeddings: bool = False
     model: str = "sru"
+    slices: str | None = None
+    pad: str | None = None
+    bucket: int | None = None
     hidden: int | None = None
     layers: int | None = None
     bidirectional: bool | None = None
@@ -98,7 +110,15 @@ class TrainConfig:
             _check(self, name, lambda value: value >= 1, "at least 1")
         for name in ("embedding_size", "min_count"):
             _check(self, name, lambda value: value >= 1, "at least 1")
-        for name in ("memory", "patience", "seed", "checkpoint_every", "weight_decay", "clip_norm"):
+        for name in (
+            "memory",
+            "bucket",
+            "patience",
+            "seed",
+            "checkpoint_every",
+            "weight_decay",
+            "clip_norm",
+        ):
             _check(self, name, lambda value: 0 <= value < math.inf, "a finite number, 0 or more")
         for name in ("dev_fraction", "test_fraction", "dropout"):
             _check(self, name, lambda value: 0 <= value < 1, "at least 0 and below 1")
@@ -115,7 +135,18 @@ class TrainConfig:
         if self.data is None:
             given = [
                 name
-                for name in ("label", "text", "quotes", "dev", "test", "embeddings", "max_length")
+                for name in (
+                    "label",
+                    "text",
+                    "quotes",
+                    "dev",
+                    "test",
+                    "embeddings",
+                    "max_length",
+                    "cut",
+                    "threshold",
+                    "bucket",
+                )
                 if getattr(self, name) is not None
             ]
             given += [
@@ -127,6 +158,37 @@ class TrainConfig:
             if given:
                 raise UserError(f"{option_name(given[0])} needs a data file: penstock train FILE")
 
+        if self.cut is not None and self.max_length is None:
+            raise UserError("--cut needs --max-length")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UserError(f"--threshold: expected a finite number, got {self.threshold}")
+        if self.slices is not None:
+            parse_slices(self.slices)
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """Check that the options given are options of the model; of one registered, all are."""
+        if self.model in _PLAIN:
+            for name in _SLICING:
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"{option_name(name)}: expected a sliced model, such as --model "
+                        f"sliced-gru, got {self.model}"
+                    )
+        if self.model in _SLICED:
+            if self.layers not in (None, 1):
+                raise UserError(
+                    f"--layers: expected 1 with {self.model}, whose levels are its depth, got "
+                    f"{self.layers}"
+                )
+            if self.pooling not in (None, "last"):
+                raise UserError(
+                    f"--pooling: expected none with {self.model}, which gives one vector, got "
+                    f"{self.pooling}"
+                )
+        if self.memory and self.model in ("rnn", "sliced-rnn"):
+            raise UserError(f"--memory: expected 0 with {self.model}, which has no gates")
+
     @property
     def task(self) -> str:
         """`DIGITS` or `TEXT`."""
@@ -137,6 +199,13 @@ class TrainConfig:
         defaults = dict(_TASK_DEFAULTS[self.task])
         if self.folds or self.test is not None:
             defaults["test_fraction"] = 0.0
+        if self.model in _SLICED:
+            slices = self.slices or ("8" if self.task == DIGITS else "8,8")
+            defaults |= {"slices": slices, "layers": 1, "pooling": "last", "pad": "left"}
+            if self.task == TEXT:
+                defaults["bucket"] = math.prod(parse_slices(slices))
+        if self.model in ("rnn", *_SLICED):
+            defaults["memory"] = 0
         return replace(
             self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
         )
@@ -172,6 +241,17 @@ def option_name(field: str) -> str:
     if field == "lowercase":
         return "--keep-case"
     return "FILE" if field == "data" else "--" + field.replace("_", "-")
+
+
+def parse_slices(value: str) -> tuple[int, ...]:
+    """Read what stands after ``--slices``: whole numbers of at least 1, parted by commas."""
+    try:
+        slices = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        slices = ()
+    if not slices or min(slices) < 1:
+        raise UserError(f"--slices: expected numbers of parts, like 8,8, got {value!r}")
+    return slices
 
 
 def _check(config: TrainConfig, name: str, valid: Any, expected: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from penstock import nn
-from penstock.layers import SRU
+from penstock.layers import GRU, LSTM, RNN, SRU, SlicedRNN
 from penstock.nn.module import no_backprop
 from penstock.training.errors import UserError
 from penstock.training.pooling import POOLINGS, PoolOutput
@@ -30,7 +30,10 @@ class ModelOptions:
         dropout: probability, on the embeddings, between the encoder's layers and after pooling.
         pooling: "last", "max" or "mean".
         memory: if above 2, forget gates start out remembering for up to this many steps, see
-            `spread_forget_biases`; otherwise their biases start at 0 as published.
+            `spread_forget_biases`; otherwise their biases start as the layer has them.
+        slices: of a sliced encoder, see `penstock.SlicedRNN`.
+        pad: the side on which sequences are padded; "right" except for encoders that say otherwise.
+        bucket: sequences are padded to a multiple of this; 0: to the longest of a batch.
         freeze_embeddings: keep the embeddings as they are given.
         seed: of the initial weights and the dropout masks.
     """
@@ -45,8 +48,14 @@ class ModelOptions:
     dropout: float = 0.0
     pooling: str = "max"
     memory: int = 0
+    slices: tuple[int, ...] = ()
+    pad: str = "right"
+    bucket: int = 0
     freeze_embeddings: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slices", tuple(self.slices))  # JSON has lists
 
     @property
     def directions(self) -> int:
@@ -111,6 +120,79 @@ def _build_sru(options: ModelOptions, seed: int) -> Any:
             bias = layer.parameters()[f"layers.{index}.bias"]  # (directions, 2, H): forget, reset
             spread_forget_biases(bias[:, 0], options.memory, rng)
     return layer
+
+
+_GATED: dict[str, type[GRU] | type[LSTM] | type[RNN]] = {"gru": GRU, "lstm": LSTM, "rnn": RNN}
+
+
+def _remember(cell: str, parameters: dict[str, Any], prefix: str, memory: int, rng: Any) -> None:
+    """Set the biases of one layer's forgetting gates (and inputs') by `spread_forget_biases`.
+
+    The GRU's update gate keeps the state as the LSTM's forget gate does. The latter's input gate
+    starts out as its complement.
+    """
+    if cell == "rnn":
+        raise UserError("--memory: the layer rnn has no gates")
+    ours, other = (parameters[f"{prefix}.bias_{name}"] for name in ("ih", "hh"))
+    size = ours.shape[-1] // (4 if cell == "lstm" else 3)
+    gate = slice(size, 2 * size)  # i, f, g, o and r, z, n
+    spread_forget_biases(ours[:, gate], memory, rng)
+    other[:, gate] = 0
+    if cell == "lstm":
+        ours[:, :size] = -ours[:, gate]
+        other[:, :size] = 0
+
+
+def _register_plain(cell: str) -> None:
+    @register_encoder(cell)
+    def build(options: ModelOptions, seed: int) -> Any:
+        layer = _GATED[cell](
+            options.input_size,
+            options.hidden,
+            options.layers,
+            bidirectional=options.bidirectional,
+            dropout=options.dropout,
+            seed=seed,
+        )
+        if options.memory > 2:
+            rng = np.random.default_rng([seed, 1])
+            for index in range(options.layers):
+                _remember(cell, layer.parameters(), f"layers.{index}", options.memory, rng)
+        return layer
+
+
+def _register_sliced(cell: Any) -> None:
+    @register_encoder(f"sliced-{cell}")
+    def build(options: ModelOptions, seed: int) -> Any:
+        if options.layers != 1:
+            raise UserError(
+                f"--layers: expected 1, since the levels of a sliced layer are its depth, got "
+                f"{options.layers}"
+            )
+        layer = SlicedRNN(
+            options.input_size,
+            options.hidden,
+            options.slices,
+            cell,
+            pad=options.pad,  # type: ignore[arg-type]
+            bidirectional=options.bidirectional,
+            seed=seed,
+        )
+        if options.memory > 2:
+            rng = np.random.default_rng([seed, 1])
+            for index in range(len(options.slices) + 1):
+                if cell == "sru":
+                    bias = layer.parameters()[f"levels.{index}.bias"]
+                    spread_forget_biases(bias[:, 0], options.memory, rng)
+                else:
+                    _remember(cell, layer.parameters(), f"levels.{index}", options.memory, rng)
+        return layer
+
+
+for _cell in _GATED:
+    _register_plain(_cell)
+for _cell in (*_GATED, "sru"):
+    _register_sliced(_cell)
 
 
 class ClassifierOutput(NamedTuple):

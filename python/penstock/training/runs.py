@@ -31,7 +31,13 @@ import penstock
 from penstock.training import batching, digits, tables
 from penstock.training.batching import Examples, FeatureExamples, TokenExamples
 from penstock.training.checkpoints import read_json, write_json_atomically
-from penstock.training.config import DIGITS, RESUMABLE, TrainConfig, option_name
+from penstock.training.config import (
+    DIGITS,
+    RESUMABLE,
+    TrainConfig,
+    option_name,
+    parse_slices,
+)
 from penstock.training.embeddings import read_embeddings
 from penstock.training.errors import UserError, require
 from penstock.training.loop import (
@@ -47,7 +53,7 @@ from penstock.training.metrics import report
 from penstock.training.models import ModelOptions, SequenceClassifier, encoder_names
 from penstock.training.plots import plot_learning_curve
 from penstock.training.pooling import POOLINGS
-from penstock.training.text import TOKENIZERS, Tokenizer, Vocabulary
+from penstock.training.text import CUTS, TOKENIZERS, Tokenizer, Vocabulary
 
 CONFIG, MODEL, WEIGHTS = "config.json", "model.json", "model.safetensors"
 VOCABULARY, CHECKPOINT = "vocabulary.txt", "checkpoint.safetensors"
@@ -125,6 +131,8 @@ def _load_text(config: TrainConfig) -> _Data:
         path = Path(name)
         table = tables.read_table(path, label=columns[0], text=columns[1], quotes=config.quotes)
         digests[part] = tables.file_digest(path)
+        if config.threshold is not None:
+            table = tables.two_classes(table, config.threshold, path)
         if part == "data":
             # The dev and test files have the columns that were found in the data file.
             columns = (table.label_column, table.text_column)
@@ -150,6 +158,8 @@ def _load_text(config: TrainConfig) -> _Data:
         "tokenizer": config.tokenizer,
         "lowercase": config.lowercase,
         "max_length": config.max_length,
+        "cut": config.cut,
+        "threshold": config.threshold,
         "label_column": columns[0],
         "text_column": columns[1],
         "quotes": config.quotes,
@@ -213,6 +223,8 @@ def _check_options(config: TrainConfig, resume: bool) -> None:
         ("pooling", config.pooling, list(POOLINGS)),
         ("tokenizer", config.tokenizer, list(TOKENIZERS)),
         ("schedule", config.schedule, list(SCHEDULES)),
+        ("cut", config.cut or "end", list(CUTS)),
+        ("pad", config.pad or "right", ["left", "right"]),
     ):
         if value not in allowed:
             raise UserError(
@@ -235,6 +247,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _token_examples(
+    texts: Sequence[list[str]],
+    labels: np.ndarray,
+    vocabulary: Vocabulary,
+    spec: dict[str, Any],
+    options: ModelOptions,
+) -> TokenExamples:
+    """Number the tokens of texts as a run's model reads them: `spec` says what is cut."""
+    limit, cut = spec["max_length"], spec.get("cut") or "end"
+    sequences = [vocabulary.encode(tokens, limit, cut) for tokens in texts]
+    return TokenExamples(sequences, labels, pad=options.pad, bucket=options.bucket)
+
+
 class _Run:
     """Training one model in one folder."""
 
@@ -252,6 +277,7 @@ class _Run:
         self.resume = resume and (folder / CHECKPOINT).is_file()
         self.observer = observer
         self.vocabulary: Vocabulary | None = None
+        self.options: ModelOptions
 
     def _text_inputs(self) -> tuple[int, int, np.ndarray | None]:
         """Make or load the vocabulary; return its size, the vectors' size and the vectors."""
@@ -284,9 +310,13 @@ class _Run:
         if data.features is not None:
             return FeatureExamples(data.features[indices], data.labels[indices])
         assert data.tokens is not None and self.vocabulary is not None
-        limit = self.config.max_length
-        sequences = [self.vocabulary.encode(data.tokens[i], limit) for i in indices]
-        return TokenExamples(sequences, data.labels[indices])
+        return _token_examples(
+            [data.tokens[i] for i in indices],
+            data.labels[indices],
+            self.vocabulary,
+            data.input_spec,
+            self.options,
+        )
 
     def _build(self) -> SequenceClassifier:
         config, data = self.config, self.data
@@ -297,7 +327,7 @@ class _Run:
             vocabulary_size, size, table = self._text_inputs()
         assert config.hidden is not None and config.layers is not None
         assert config.dropout is not None and config.pooling is not None
-        options = ModelOptions(
+        self.options = ModelOptions(
             classes=len(data.names),
             vocabulary_size=vocabulary_size,
             input_size=size,
@@ -308,6 +338,9 @@ class _Run:
             dropout=config.dropout,
             pooling=config.pooling,
             memory=config.memory or 0,
+            slices=() if config.slices is None else parse_slices(config.slices),
+            pad=config.pad or "right",
+            bucket=config.bucket or 0,
             freeze_embeddings=config.freeze_embeddings,
             seed=config.seed,
         )
@@ -319,10 +352,10 @@ class _Run:
                 "labels": data.names,
                 "input": data.input_spec,
                 "data": data.digests,
-                "model": options.to_dict(),
+                "model": self.options.to_dict(),
             },
         )
-        return SequenceClassifier(options, table).to(config.device)
+        return SequenceClassifier(self.options, table).to(config.device)
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
@@ -621,7 +654,7 @@ def run_training(
         raise UserError(f"{folder} holds a run already")
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomically(folder / CONFIG, _stored(config))
-    observer.data_loaded(_describe(data, splits))
+    observer.data_loaded(_describe(config, data, splits))
     if not config.folds:
         return _Run(folder, config, data, splits[0], resume=resume, observer=observer).train()
     width = len(str(len(splits)))
@@ -638,7 +671,7 @@ def run_training(
     return metrics
 
 
-def _describe(data: _Data, splits: list[_Split]) -> list[str]:
+def _describe(config: TrainConfig, data: _Data, splits: list[_Split]) -> list[str]:
     counts = np.bincount(data.labels, minlength=len(data.names))
     classes = ", ".join(f"{name} ({n})" for name, n in list(zip(data.names, counts, strict=True)))
     if len(data.names) > 12:
@@ -652,6 +685,12 @@ def _describe(data: _Data, splits: list[_Split]) -> list[str]:
             f"{data.input_spec['text_column']!r} (text); tokens per text: "
             f"median {int(np.median(lengths))}, longest {lengths.max()}"
         )
+        if config.max_length is not None:
+            share = np.mean(lengths > config.max_length)
+            lines.append(
+                f"{100 * share:.0f} % of the texts lose their {config.cut or 'end'} beyond "
+                f"{config.max_length} tokens"
+            )
     lines.append(
         f"training on {len(split.train)}, dev {len(split.dev)}, test {len(split.test)}"
         + (f" in each of {len(splits)} folds" if len(splits) > 1 else "")
@@ -698,6 +737,8 @@ class TrainedModel:
             if self.is_text:
                 for name in ("max_length", "text_column", "label_column", "quotes"):
                     self.input_spec[name]
+                if (self.input_spec.get("cut") or "end") not in CUTS:
+                    raise ValueError(f"cut {self.input_spec['cut']!r}")
                 self._tokenizer = Tokenizer(
                     self.input_spec["tokenizer"], lowercase=self.input_spec["lowercase"]
                 )
@@ -723,9 +764,13 @@ class TrainedModel:
         """Return logits float32 (N, C) of N texts."""
         if self.vocabulary is None:
             raise UserError("this run was trained on images of digits, not on text")
-        limit = self.input_spec["max_length"]
-        sequences = [self.vocabulary.encode(self._tokenizer(text), limit) for text in texts]
-        examples = TokenExamples(sequences, np.zeros(len(sequences), np.int64))
+        return self._score_tokens([self._tokenizer(text) for text in texts])
+
+    def _score_tokens(self, texts: Sequence[list[str]]) -> np.ndarray:
+        assert self.vocabulary is not None
+        examples = _token_examples(
+            texts, np.zeros(len(texts), np.int64), self.vocabulary, self.input_spec, self.options
+        )
         return predict_logits(self.model, examples, self.device)
 
     def score_features(self, features: np.ndarray) -> np.ndarray:
@@ -752,6 +797,8 @@ class TrainedModel:
             text=text or self.input_spec.get("text_column"),
             quotes=self.input_spec.get("quotes"),
         )
+        if self.input_spec.get("threshold") is not None:
+            table = tables.two_classes(table, self.input_spec["threshold"], path)
         unseen = sorted(set(table.labels) - set(self.labels))
         if unseen:
             raise UserError(
@@ -794,10 +841,6 @@ class TrainedModel:
         if data.features is not None:
             logits = self.score_features(data.features[indices])
         else:
-            assert data.tokens is not None and self.vocabulary is not None
-            limit = self.input_spec["max_length"]
-            sequences = [self.vocabulary.encode(data.tokens[i], limit) for i in indices]
-            logits = predict_logits(
-                self.model, TokenExamples(sequences, data.labels[indices]), self.device
-            )
+            assert data.tokens is not None
+            logits = self._score_tokens([data.tokens[i] for i in indices])
         return part, report(data.labels[indices], logits, self.labels)
