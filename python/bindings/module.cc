@@ -4,6 +4,8 @@
 
 #include "host_pool.h"
 #include "penstock/penstock.h"
+#include "recurrent.h"
+#include "sliced.h"
 #include "sru.h"
 
 namespace py = pybind11;
@@ -48,4 +50,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("host_pool_bytes", &penstock::python::host_pool_bytes);
   m.def("release_host_pool", &penstock::python::release_host_pool);
   penstock::python::bind_sru(m);
+  penstock::python::bind_recurrent(m);
+  penstock::python::bind_sliced(m);
 }

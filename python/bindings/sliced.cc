@@ -1,0 +1,323 @@
+// penstock.sliced: arrays in, TensorViews to the library, arrays out.
+
+#include "sliced.h"
+
+#include <array>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "gil.h"
+#include "options.h"
+#include "outputs.h"
+#include "penstock/sliced.h"
+
+namespace penstock::python {
+namespace {
+
+// Where a level's parameters go, in the order in which they are given.
+using Member = TensorView SlicedLevel::*;
+struct Parameter {
+  const char* name;
+  Member member;
+};
+constexpr Parameter kParameters[] = {{"weight_ih", &SlicedLevel::weight_ih},
+                                     {"weight_hh", &SlicedLevel::weight_hh},
+                                     {"bias_ih", &SlicedLevel::bias_ih},
+                                     {"bias_hh", &SlicedLevel::bias_hh}};
+constexpr Parameter kSruParameters[] = {{"weight", &SlicedLevel::weight_ih},
+                                        {"weight_c", &SlicedLevel::weight_hh},
+                                        {"bias", &SlicedLevel::bias_ih}};
+
+std::string at(const char* name, std::size_t index) {
+  return std::string(name) + "[" + std::to_string(index) + "]";
+}
+
+/// A list or a tuple; what it should hold is told by `expected`.
+py::sequence sequence(const std::string& name, const char* expected, py::handle object) {
+  if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object)) {
+    wrong_type(name, expected, object);
+  }
+  return py::reinterpret_borrow<py::sequence>(object);
+}
+
+std::vector<std::int64_t> slices_of(py::handle object) {
+  const py::sequence given = sequence("slices", "a list or tuple of integers", object);
+  std::vector<std::int64_t> slices;
+  for (std::size_t i = 0; i < given.size(); ++i) {
+    const py::object item = given[i];
+    const auto value = py::reinterpret_steal<py::object>(PyNumber_Index(item.ptr()));
+    if (!value) {
+      PyErr_Clear();
+      wrong_type(at("slices", i), "an integer", item);
+    }
+    int overflow = 0;
+    const long long n = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
+    if (overflow != 0 || n < 1) {
+      throw Error(ErrorCode::kValue, at("slices", i) + ": expected at least 1" +
+                                         (overflow > 0 ? ", in 64 bits" : "") +
+                                         " (actual: " + std::string(py::str(value)) + ")");
+    }
+    slices.push_back(n);
+  }
+  return slices;
+}
+
+/// The inputs of one call, held from forward to the last backward. Not to be moved: the views point
+/// into it.
+struct Inputs {
+  Array x, lengths;
+  std::vector<std::array<Array, 4>> arrays;
+  std::vector<SlicedLevel> levels;
+  std::vector<std::int64_t> slices;
+  SlicedInputs views;
+  Context context;
+
+  Inputs(py::handle cell, py::handle x_, py::handle levels_, py::handle slices_,
+         py::handle lengths_, py::handle pad, py::handle mask, py::handle direction,
+         py::handle activation, py::handle reset, py::handle skip, py::handle scale_x,
+         py::handle recompute, std::uintptr_t stream)
+      : x("x", x_, stream),
+        lengths("lengths", lengths_, stream),
+        slices(slices_of(slices_)),
+        context(context_for(x.view(), stream)) {
+    views.cell = choose<const char*>(
+        "cell", cell, {{"rnn", "rnn"}, {"gru", "gru"}, {"lstm", "lstm"}, {"sru", "sru"}});
+    views.x = x.view();
+    views.lengths = lengths.view();
+    views.slices = slices.data();
+    views.slice_count = static_cast<int>(slices.size());
+    views.pad = choose<PadSide>("pad", pad, {{"left", PadSide::kLeft}, {"right", PadSide::kRight}});
+    views.mask =
+        choose<SliceMask>("mask", mask, {{"skip", SliceMask::kSkip}, {"none", SliceMask::kNone}});
+    views.direction = direction_of(direction);
+    set_activation(activation);
+    views.reset = choose<ResetMode>("reset", reset,
+                                    {{"after", ResetMode::kAfter}, {"before", ResetMode::kBefore}});
+    views.skip = flag("skip", skip);
+    views.scale_x = number("scale_x", scale_x);
+    views.recompute = flag("recompute", recompute);
+    set_levels(levels_, stream);
+  }
+  Inputs(const Inputs&) = delete;
+  Inputs& operator=(const Inputs&) = delete;
+
+  bool is_sru() const { return std::strcmp(views.cell, "sru") == 0; }
+
+  /// dirs * H of a level; after the library has checked the shapes.
+  std::int64_t width(std::size_t level) const {
+    const TensorView& v = is_sru() ? levels[level].bias_ih : levels[level].weight_hh;
+    return v.shape[0] * v.shape[2];
+  }
+
+ private:
+  void set_activation(py::handle activation) {
+    const bool lstm = std::strcmp(views.cell, "lstm") == 0;
+    if (activation.is_none()) {
+      views.activation = is_sru() ? Activation::kIdentity : Activation::kTanh;
+      return;
+    }
+    views.activation = activation_of(activation);
+    if (lstm && views.activation != Activation::kTanh) {
+      throw Error(ErrorCode::kValue, "activation: expected 'tanh' with the cell 'lstm' (actual: '" +
+                                         activation.cast<std::string>() + "')");
+    }
+  }
+
+  void set_levels(py::handle object, std::uintptr_t stream) {
+    const py::sequence given = sequence("levels", "a list or tuple of one tuple per level", object);
+    if (given.size() != slices.size() + 1) {
+      throw Error(ErrorCode::kValue,
+                  "levels: expected len(slices) + 1 = " + std::to_string(slices.size() + 1) +
+                      " levels (actual: " + std::to_string(given.size()) + ")");
+    }
+    // All of an SRU's are needed, of the others' the biases may be left off.
+    const std::size_t most = is_sru() ? 3 : 4, least = is_sru() ? 3 : 2;
+    const Parameter* parameters = is_sru() ? kSruParameters : kParameters;
+    const char* names =
+        is_sru() ? "(weight, weight_c, bias)" : "(weight_ih, weight_hh[, bias_ih[, bias_hh]])";
+    arrays.resize(given.size());
+    levels.resize(given.size());
+    for (std::size_t i = 0; i < given.size(); ++i) {
+      const py::object level = given[i];
+      const py::sequence items = sequence(at("levels", i), names, level);
+      if (items.size() < least || items.size() > most) {
+        throw Error(ErrorCode::kValue, at("levels", i) + ": expected " + names + " (actual: " +
+                                           std::to_string(items.size()) + " arrays)");
+      }
+      for (std::size_t j = 0; j < items.size(); ++j) {
+        const std::string name = at("levels", i) + "." + parameters[j].name;
+        const py::object item = items[j];
+        arrays[i][j] = Array(name.c_str(), item, stream);
+        levels[i].*parameters[j].member = arrays[i][j].view();
+      }
+    }
+    views.levels = levels.data();
+  }
+};
+
+/// What forward keeps for backward.
+struct Saved {
+  std::unique_ptr<Inputs> inputs;
+  std::vector<std::int64_t> parts;  // of each level
+  Bytes reserve;
+  py::object empty, empty_bytes;
+};
+
+py::tuple forward(py::handle cell, py::handle x, py::handle levels, py::handle slices,
+                  py::handle lengths, py::handle pad, py::handle mask, py::handle direction,
+                  py::handle activation, py::handle reset, py::handle skip, py::handle scale_x,
+                  py::handle recompute, py::handle need_grad_, const py::object& empty,
+                  const py::object& empty_bytes, std::uintptr_t stream) {
+  const bool need_grad = flag("need_grad", need_grad_);
+  auto inputs = std::make_unique<Inputs>(cell, x, levels, slices, lengths, pad, mask, direction,
+                                         activation, reset, skip, scale_x, recompute, stream);
+  const Context& ctx = inputs->context;
+  SlicedForwardArgs args;
+  static_cast<SlicedInputs&>(args) = inputs->views;
+  args.need_grad = need_grad;
+  const std::size_t workspace_bytes = sliced_forward_workspace_bytes(ctx, args);
+  const std::size_t reserve_bytes = need_grad ? sliced_reserve_bytes(ctx, args) : 0;
+
+  const std::size_t count = inputs->levels.size();
+  std::vector<std::int64_t> steps(count), parts(count);
+  sliced_shape(args.x.shape[0], args.slices, args.slice_count, steps.data(), parts.data());
+  const Allocator allocator(inputs->x, ctx, empty, empty_bytes, stream);
+  std::vector<Array> outputs;
+  std::vector<TensorView> views;
+  for (std::size_t i = 0; i < count; ++i) {
+    outputs.push_back(allocator.array("levels", {parts[i], args.x.shape[1], inputs->width(i)}));
+    views.push_back(outputs.back().view());
+  }
+  const Bytes workspace(allocator, at_least_one(workspace_bytes));
+  Bytes reserve;
+  if (need_grad) reserve = Bytes(allocator, at_least_one(reserve_bytes));
+  args.outputs = views.data();
+  args.workspace = workspace.view();
+  args.reserve = reserve.view();
+  {
+    const GilRelease release;
+    sliced_forward(ctx, args);
+  }
+  py::tuple states(count);
+  for (std::size_t i = 0; i < count; ++i) states[i] = outputs[i].object();
+  if (!need_grad) return py::make_tuple(states, py::none());
+  auto saved = std::make_unique<Saved>();
+  saved->inputs = std::move(inputs);
+  saved->parts = std::move(parts);
+  saved->reserve = std::move(reserve);
+  saved->empty = empty;
+  saved->empty_bytes = empty_bytes;
+  return py::make_tuple(states, std::move(saved));
+}
+
+/// Checked here, because the caller's names are not the library's, and y's gradient may be added.
+void check_gradient(const std::string& name, const TensorView& v, const TensorView& x,
+                    const TensorView& expected, const char* formula) {
+  if (!v.given()) return;
+  if (v.dtype != x.dtype) {
+    throw Error(ErrorCode::kType,
+                name + ": expected " + name_of(x.dtype) + " (actual: " + name_of(v.dtype) + ")");
+  }
+  bool same = v.rank == expected.rank;
+  for (int axis = 0; same && axis < v.rank; ++axis) {
+    same = v.shape[axis] == expected.shape[axis];
+  }
+  if (!same) {
+    throw Error(ErrorCode::kValue, name + ": expected shape " + formula + " = " +
+                                       expected.shape_string() + " (actual: " + v.shape_string() +
+                                       ")");
+  }
+  if (v.device != x.device) {
+    throw Error(ErrorCode::kBuffer, name + ": expected an array on x's device");
+  }
+}
+
+py::tuple backward(const Saved& saved, py::handle dy_, py::handle dlevels_, std::uintptr_t stream) {
+  const Inputs& in = *saved.inputs;
+  // The gradient may be asked for on another stream than the result was.
+  const Context ctx = context_for(in.x.view(), stream);
+  const std::size_t count = in.levels.size();
+  SlicedBackwardArgs args;
+  static_cast<SlicedInputs&>(args) = in.views;
+  args.reserve = saved.reserve.view();
+  const TensorView& x = args.x;
+
+  std::vector<Array> given(count);
+  if (!dlevels_.is_none()) {
+    const py::sequence items = sequence("dlevels", "a list or tuple of arrays", dlevels_);
+    if (items.size() != count) {
+      throw Error(ErrorCode::kValue,
+                  "dlevels: expected " + std::to_string(count) +
+                      " gradients, one per level (actual: " + std::to_string(items.size()) + ")");
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      const py::object item = items[i];
+      given[i] = Array(at("dlevels", i).c_str(), item, stream);
+      const std::int64_t parts = saved.parts[i];
+      check_gradient(at("dlevels", i), given[i].view(), x,
+                     TensorView(x.data, x.dtype, {parts, x.shape[1], in.width(i)}),
+                     "(parts, B, dirs*H)");
+    }
+  }
+  const Array dy("dy", dy_, stream);
+  check_gradient("dy", dy.view(), x, TensorView(x.data, x.dtype, {x.shape[1], in.width(count - 1)}),
+                 "(B, dirs*H)");
+  std::vector<TensorView> doutputs;
+  for (const Array& gradient : given) doutputs.push_back(gradient.view());
+  Array sum;
+  if (dy.view().given() && given.back().view().given()) {
+    sum = Array("dlevels", given.back().object() + dy.object(), stream);
+    doutputs.back() = sum.view();
+  } else if (dy.view().given()) {
+    TensorView& last = doutputs.back();
+    last = dy.view();
+    last.rank = 3;
+    for (int axis = 2; axis > 0; --axis) {
+      last.shape[axis] = last.shape[axis - 1];
+      last.strides[axis] = last.strides[axis - 1];
+    }
+    last.shape[0] = last.strides[0] = 1;
+  }
+  args.doutputs = doutputs.data();
+
+  const Allocator allocator(in.x, ctx, saved.empty, saved.empty_bytes, stream);
+  const Array dx = output_like(allocator, "dx", x);
+  args.dx = dx.view();
+  const std::size_t parameters = in.is_sru() ? 3 : 4;
+  std::vector<std::array<Array, 4>> grads(count);
+  std::vector<SlicedLevel> dlevels(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t j = 0; j < parameters; ++j) {
+      const Member member = (in.is_sru() ? kSruParameters : kParameters)[j].member;
+      grads[i][j] = output_like(allocator, "dlevels", in.levels[i].*member);
+      dlevels[i].*member = grads[i][j].view();
+    }
+  }
+  args.dlevels = dlevels.data();
+  const Bytes workspace(allocator, at_least_one(sliced_backward_workspace_bytes(ctx, args)));
+  args.workspace = workspace.view();
+  {
+    const GilRelease release;
+    sliced_backward(ctx, args);
+  }
+  py::tuple result(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    py::tuple level(parameters);
+    for (std::size_t j = 0; j < parameters; ++j) level[j] = or_none(grads[i][j]);
+    result[i] = level;
+  }
+  return py::make_tuple(dx.object(), result);
+}
+
+}  // namespace
+
+void bind_sliced(py::module_& m) {
+  py::class_<Saved>(m, "SlicedSaved");
+  m.def("sliced_forward", &forward);
+  m.def("sliced_backward", &backward);
+}
+
+}  // namespace penstock::python
