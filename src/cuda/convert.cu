@@ -126,6 +126,18 @@ void zero_padded_as(const Context& ctx, void* x, std::int64_t steps, std::int64_
          batch, width, padding);
 }
 
+// dst += src.
+// Work split: one element per thread and turn, threads stride over the grid. Traffic: both once in,
+// dst once out. Sums of 16-bit types are rounded once.
+template <class T>
+__global__ void __launch_bounds__(kThreads) add_kernel(const T* src, T* dst, std::int64_t n) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += step) {
+    dst[i] = narrow<T>(widen(dst[i]) + widen(src[i]));
+  }
+}
+
 }  // namespace
 
 void convert(const Context& ctx, const TensorView& src, const TensorView& dst) {
@@ -173,6 +185,16 @@ void zero_padded(const Context& ctx, void* x, DataType dtype, std::int64_t steps
     case 4: return zero_padded_as<std::uint32_t>(ctx, x, steps, batch, width, padding);
     default: return zero_padded_as<std::uint64_t>(ctx, x, steps, batch, width, padding);
   }
+}
+
+void add(const Context& ctx, const void* src, void* dst, DataType dtype, std::int64_t n) {
+  if (n == 0) return;
+  const DeviceGuard guard(ctx);
+  with_type(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch(ctx, "add", add_kernel<T>, grid_stride(n, kThreads), static_cast<const T*>(src),
+           static_cast<T*>(dst), n);
+  });
 }
 
 }  // namespace penstock::cuda

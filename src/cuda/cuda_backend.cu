@@ -128,6 +128,7 @@ const Backend& backend() {
       &convert,
       &fill_zero,
       &zero_padded,
+      &add,
       &sum_rows,
       &for_each_item,
       &cell_kernels,
