@@ -122,8 +122,8 @@ def build(context: Context, report: Report) -> None:
         context.time_left,
     )
     if status != 0:
-        errors = [line for line in text.splitlines() if "error" in line.lower()]
-        report.fail("the build fails: " + "\n".join(errors[:10] or text.splitlines()[-20:]))
+        errors = dict.fromkeys(line for line in text.splitlines() if re.search(r"\berror\b", line))
+        report.fail("the build fails: " + "\n".join([*errors][:10] or text.splitlines()[-20:]))
         return
 
     resources = context.build_dir / "resource_usage.txt"

@@ -203,13 +203,18 @@ def print_stages(result: Result, console: Console) -> None:
     for name in ("stage", "status", "s", "what it says"):
         table.add_column(name, justify="right" if name == "s" else "left")
     for stage in result["stages"]:
-        failures = [f"[red]{escape(f)}[/]" for f in stage["failures"][:3]]
+        failures = [f"[red]{escape(shortened(f))}[/]" for f in stage["failures"][:3]]
         more = len(stage["failures"]) - len(failures)
         said = [*map(escape, stage["lines"]), *failures, *([f"… {more} more"] if more > 0 else [])]
         table.add_row(
             stage["name"], colour(stage["status"]), f"{stage['seconds']:.1f}", "\n".join(said)
         )
     console.print(table)
+
+
+def shortened(text: str, most: int = 500) -> str:
+    """The beginning of a text; the file has the whole."""
+    return text if len(text) <= most else text[: most - 2] + " …"
 
 
 def escape(text: str) -> str:
