@@ -23,13 +23,26 @@ struct Parameter {
   const char* name;
   Member member;
 };
-constexpr Parameter kParameters[] = {{"weight_ih", &SlicedLevel::weight_ih},
-                                     {"weight_hh", &SlicedLevel::weight_hh},
-                                     {"bias_ih", &SlicedLevel::bias_ih},
-                                     {"bias_hh", &SlicedLevel::bias_hh}};
-constexpr Parameter kSruParameters[] = {{"weight", &SlicedLevel::weight_ih},
-                                        {"weight_c", &SlicedLevel::weight_hh},
-                                        {"bias", &SlicedLevel::bias_ih}};
+struct Parameters {
+  const char* names;
+  std::size_t needed;  // those behind may be left off
+  std::size_t count;
+  Parameter items[4];
+};
+constexpr Parameters kRecurrent = {"(weight_ih, weight_hh[, bias_ih[, bias_hh]])",
+                                   2,
+                                   4,
+                                   {{"weight_ih", &SlicedLevel::weight_ih},
+                                    {"weight_hh", &SlicedLevel::weight_hh},
+                                    {"bias_ih", &SlicedLevel::bias_ih},
+                                    {"bias_hh", &SlicedLevel::bias_hh}}};
+constexpr Parameters kSru = {"(weight, weight_c, bias)",
+                             3,
+                             3,
+                             {{"weight", &SlicedLevel::weight_ih},
+                              {"weight_c", &SlicedLevel::weight_hh},
+                              {"bias", &SlicedLevel::bias_ih},
+                              {nullptr, nullptr}}};
 
 std::string at(const char* name, std::size_t index) {
   return std::string(name) + "[" + std::to_string(index) + "]";
@@ -105,6 +118,7 @@ struct Inputs {
   Inputs& operator=(const Inputs&) = delete;
 
   bool is_sru() const { return std::strcmp(views.cell, "sru") == 0; }
+  const Parameters& parameters() const { return is_sru() ? kSru : kRecurrent; }
 
   /// dirs * H of a level; after the library has checked the shapes.
   std::int64_t width(std::size_t level) const {
@@ -133,25 +147,21 @@ struct Inputs {
                   "levels: expected len(slices) + 1 = " + std::to_string(slices.size() + 1) +
                       " levels (actual: " + std::to_string(given.size()) + ")");
     }
-    // All of an SRU's are needed, of the others' the biases may be left off.
-    const std::size_t most = is_sru() ? 3 : 4, least = is_sru() ? 3 : 2;
-    const Parameter* parameters = is_sru() ? kSruParameters : kParameters;
-    const char* names =
-        is_sru() ? "(weight, weight_c, bias)" : "(weight_ih, weight_hh[, bias_ih[, bias_hh]])";
+    const Parameters& all = parameters();
     arrays.resize(given.size());
     levels.resize(given.size());
     for (std::size_t i = 0; i < given.size(); ++i) {
       const py::object level = given[i];
-      const py::sequence items = sequence(at("levels", i), names, level);
-      if (items.size() < least || items.size() > most) {
-        throw Error(ErrorCode::kValue, at("levels", i) + ": expected " + names + " (actual: " +
+      const py::sequence items = sequence(at("levels", i), all.names, level);
+      if (items.size() < all.needed || items.size() > all.count) {
+        throw Error(ErrorCode::kValue, at("levels", i) + ": expected " + all.names + " (actual: " +
                                            std::to_string(items.size()) + " arrays)");
       }
       for (std::size_t j = 0; j < items.size(); ++j) {
-        const std::string name = at("levels", i) + "." + parameters[j].name;
+        const std::string name = at("levels", i) + "." + all.items[j].name;
         const py::object item = items[j];
         arrays[i][j] = Array(name.c_str(), item, stream);
-        levels[i].*parameters[j].member = arrays[i][j].view();
+        levels[i].*all.items[j].member = arrays[i][j].view();
       }
     }
     views.levels = levels.data();
@@ -266,6 +276,7 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dlevels_, std:
   check_gradient("dy", dy.view(), x, TensorView(x.data, x.dtype, {x.shape[1], in.width(count - 1)}),
                  "(B, dirs*H)");
   std::vector<TensorView> doutputs;
+  doutputs.reserve(count);
   for (const Array& gradient : given) doutputs.push_back(gradient.view());
   Array sum;
   if (dy.view().given() && given.back().view().given()) {
@@ -286,12 +297,12 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dlevels_, std:
   const Allocator allocator(in.x, ctx, saved.empty, saved.empty_bytes, stream);
   const Array dx = output_like(allocator, "dx", x);
   args.dx = dx.view();
-  const std::size_t parameters = in.is_sru() ? 3 : 4;
+  const Parameters& parameters = in.parameters();
   std::vector<std::array<Array, 4>> grads(count);
   std::vector<SlicedLevel> dlevels(count);
   for (std::size_t i = 0; i < count; ++i) {
-    for (std::size_t j = 0; j < parameters; ++j) {
-      const Member member = (in.is_sru() ? kSruParameters : kParameters)[j].member;
+    for (std::size_t j = 0; j < parameters.count; ++j) {
+      const Member member = parameters.items[j].member;
       grads[i][j] = output_like(allocator, "dlevels", in.levels[i].*member);
       dlevels[i].*member = grads[i][j].view();
     }
@@ -305,8 +316,8 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dlevels_, std:
   }
   py::tuple result(count);
   for (std::size_t i = 0; i < count; ++i) {
-    py::tuple level(parameters);
-    for (std::size_t j = 0; j < parameters; ++j) level[j] = or_none(grads[i][j]);
+    py::tuple level(parameters.count);
+    for (std::size_t j = 0; j < parameters.count; ++j) level[j] = or_none(grads[i][j]);
     result[i] = level;
   }
   return py::make_tuple(dx.object(), result);
