@@ -37,7 +37,10 @@ Plan plan(const Dims& d) {
     p.channels = ((d.hidden + groups - 1) / groups + 7) / 8 * 8;
   }
   p.dirs_per_group = 1;
-  p.chunk_steps = std::max<std::int64_t>(1, kChunkRows / std::max<std::int64_t>(1, d.batch));
+  const std::int64_t part_rows = std::max<std::int64_t>(1, d.steps * d.batch);
+  p.chunk_parts = std::max<std::int64_t>(1, kChunkRows / part_rows);
+  p.chunk_steps = std::max<std::int64_t>(
+      1, p.chunk_parts > 1 ? d.steps : kChunkRows / std::max<std::int64_t>(1, d.batch));
   p.pack_weight = p.channels < d.hidden && d.rows() >= kPackRows;
   p.dx_rows = kChunkRows;
   return p;

@@ -1,4 +1,5 @@
-// Compiled once per instruction set. Time outermost, then batch, then channels: the channels of a
+// Compiled once per instruction set. Part by part; in a part, time outermost, then batch, then
+// channels: the channels of a
 // row are contiguous in every array, so each is one stream, and the state of a group of channels
 // stays in the first cache. Traffic per element: forward reads u0 u1 u2 and x', writes y (and c to
 // train); backward reads u0 u1 u2 x' c dy, writes du0 du1 du2 dx'.
@@ -35,24 +36,15 @@ struct Scan {
         hidden(args.dims.hidden),
         width(args.dims.width()) {}
 
-  std::int64_t time(std::int64_t step, std::int64_t dir) const {
-    return a.reversed(dir) ? a.dims.steps - 1 - step : step;
-  }
-  // u's row 0 is the earliest time of the range: for a reversed direction that of its last step.
-  std::int64_t u_row(std::int64_t t, std::int64_t b, std::int64_t dir) const {
-    const std::int64_t first =
-        a.reversed(dir) ? a.dims.steps - a.range.step_end : a.range.step_begin;
-    return (t - first) * a.dims.batch + b;
-  }
   std::int64_t column(std::int64_t dir) const { return dir * hidden + a.range.channel_begin; }
 
-  Row<T> row(std::int64_t t, std::int64_t b, std::int64_t dir) const {
+  /// Row `row` of the arrays, of sequence b.
+  Row<T> row(std::int64_t row, std::int64_t b, std::int64_t dir) const {
     Row<T> r;
-    r.u = static_cast<const T*>(a.u.data) + u_row(t, b, dir) * a.u.row_stride +
+    r.u = static_cast<const T*>(a.u.data) + (row - a.first_row(dir)) * a.u.row_stride +
           (dir - a.range.dir_begin) * a.u.dir_stride;
     const std::int64_t at = column(dir);
-    r.x = a.dims.skip_from_x ? static_cast<const T*>(a.x) + (t * a.dims.batch + b) * width + at
-                             : nullptr;
+    r.x = a.dims.skip_from_x ? static_cast<const T*>(a.x) + row * width + at : nullptr;
     r.mask = a.mask_c == nullptr ? nullptr : static_cast<const T*>(a.mask_c) + b * width + at;
     r.params = static_cast<const T*>(a.weight_c) + dir * 2 * hidden + a.range.channel_begin;
     r.bias = static_cast<const T*>(a.bias) + dir * 2 * hidden + a.range.channel_begin;
@@ -123,34 +115,37 @@ PENSTOCK_INLINE Loaded<Vec<T>> load(const ScanArgs& a, const Row<T>& r, std::int
 }
 
 template <Activation A, class T>
-void forward(const ForwardScan& a) {
+void forward(const ForwardScan& a, std::int64_t part) {
   using V = Vec<T>;
   const Scan<T> scan(a);
   const T scale = static_cast<T>(a.scale_x);
   const bool mask_skip = a.mask_site == MaskSite::kOutput;
   for (std::int64_t s = a.range.step_begin; s < a.range.step_end; ++s) {
     for (std::int64_t dir = a.range.dir_begin; dir < a.range.dir_end; ++dir) {
-      const std::int64_t t = scan.time(s, dir);
+      const std::int64_t t = a.time(s, dir);
       for (std::int64_t b = 0; b < a.dims.batch; ++b) {
         const std::int64_t at = scan.column(dir);
-        const std::int64_t row = t * a.dims.batch + b;
-        T* state = static_cast<T*>(a.c_state) + b * scan.width + at;
-        T* y = static_cast<T*>(a.y) + row * scan.width + at;
+        const std::int64_t row = a.row(part, t, b);
+        const std::int64_t state_at = (part * a.dims.batch + b) * scan.width + at;
+        T* state = static_cast<T*>(a.c_state) + state_at;
+        // Without y, each valid output takes the place of the one before it.
+        T* y = a.y != nullptr ? static_cast<T*>(a.y) + row * scan.width + at
+                              : static_cast<T*>(a.h_last) + state_at;
         T* c = a.c.data == nullptr ? nullptr
                                    : static_cast<T*>(a.c.data) + row * a.c.row_stride +
                                          (dir - a.range.dir_begin) * a.c.dir_stride;
-        if (a.padding.at(t, b, a.dims.batch)) {
+        if (a.padded(part, t, b)) {
           for (std::int64_t h = 0; h < scan.channels; ++h) {
-            y[h] = T(0);
+            if (a.y != nullptr) y[h] = T(0);
             if (c != nullptr) c[h] = state[h];
           }
           continue;
         }
-        const Row<T> r = scan.row(t, b, dir);
+        const Row<T> r = scan.row(row, b, dir);
         const std::int64_t ahead = rows_ahead(a, s, b, dir, false);
         const T* next_u = r.u + ahead * a.u.row_stride;
         const T* next_x = r.x == nullptr ? next_u : r.x + ahead * scan.width;
-        const T* next_y = y + ahead * scan.width;
+        const T* next_y = a.y == nullptr ? y : y + ahead * scan.width;
         const T* next_c = c == nullptr ? next_u : c + ahead * a.c.row_stride;
         const auto step = [&](auto whole, std::int64_t h, int n) PENSTOCK_LAMBDA_INLINE {
           constexpr bool kWhole = decltype(whole)::value;
@@ -173,7 +168,7 @@ void forward(const ForwardScan& a) {
 }
 
 template <Activation A, class T>
-void backward(const BackwardScan& a) {
+void backward(const BackwardScan& a, std::int64_t part) {
   using V = Vec<T>;
   const Scan<T> scan(a);
   const T scale = static_cast<T>(a.scale_x);
@@ -188,37 +183,42 @@ void backward(const BackwardScan& a) {
     for (std::int64_t dir = a.range.dir_begin; dir < a.range.dir_end; ++dir) {
       alignas(64) T sums[4][kBlock] = {};
       for (std::int64_t s = a.range.step_end - 1; s >= a.range.step_begin; --s) {
-        const std::int64_t t = scan.time(s, dir);
-        const std::int64_t t_prev = scan.time(s - 1, dir);
+        const std::int64_t t = a.time(s, dir);
+        const std::int64_t t_prev = a.time(s - 1, dir);
         for (std::int64_t b = 0; b < a.dims.batch; ++b) {
           const std::int64_t at = scan.column(dir) + h0;
-          const std::int64_t row = t * a.dims.batch + b;
+          const std::int64_t row = a.row(part, t, b);
           T* dx =
               a.dx_skip == nullptr ? nullptr : static_cast<T*>(a.dx_skip) + row * scan.width + at;
-          T* du = static_cast<T*>(a.du.data) + scan.u_row(t, b, dir) * a.du.row_stride +
+          T* du = static_cast<T*>(a.du.data) + (row - a.first_row(dir)) * a.du.row_stride +
                   (dir - a.range.dir_begin) * a.du.dir_stride + h0;
-          if (a.padding.at(t, b, a.dims.batch)) {
+          if (a.padded(part, t, b)) {
             for (std::int64_t h = 0; h < block; ++h) {
               for (std::int64_t k = 0; k < a.dims.blocks; ++k) du[k * a.gate_stride + h] = T(0);
               if (dx != nullptr) dx[h] = T(0);
             }
             continue;
           }
+          const std::int64_t state_at = (part * a.dims.batch + b) * scan.width + at;
           const std::int64_t c_dir = (dir - a.range.dir_begin) * a.c.dir_stride + h0;
           const T* c = static_cast<const T*>(a.c.data) + row * a.c.row_stride + c_dir;
-          const T* c_prev = s == 0 ? static_cast<const T*>(a.c0) + b * scan.width + at
+          const T* c_prev = s == 0 ? static_cast<const T*>(a.c0) + state_at
                                    : static_cast<const T*>(a.c.data) +
-                                         (t_prev * a.dims.batch + b) * a.c.row_stride + c_dir;
-          const T* dy =
-              a.dy == nullptr ? nullptr : static_cast<const T*>(a.dy) + row * scan.width + at;
-          T* dc = static_cast<T*>(a.dc_state) + b * scan.width + at;
+                                         a.row(part, t_prev, b) * a.c.row_stride + c_dir;
+          const T* dy = nullptr;
+          if (a.dy != nullptr) {
+            dy = static_cast<const T*>(a.dy) + row * scan.width + at;
+          } else if (a.dh_last != nullptr && a.last(part, t, b, dir)) {
+            dy = static_cast<const T*>(a.dh_last) + state_at;
+          }
+          T* dc = static_cast<T*>(a.dc_state) + state_at;
           T* dmask = a.dmask == nullptr ? nullptr : static_cast<T*>(a.dmask) + b * scan.width + at;
-          const Row<T> r = scan.row(t, b, dir);
+          const Row<T> r = scan.row(row, b, dir);
           const std::int64_t ahead = rows_ahead(a, s, b, dir, true);
           const T* next_u = r.u + ahead * a.u.row_stride + h0;
           const T* next_x = r.x == nullptr ? next_u : r.x + ahead * scan.width + h0;
           const T* next_c = c + ahead * a.c.row_stride;
-          const T* next_dy = dy == nullptr ? next_u : dy + ahead * scan.width;
+          const T* next_dy = a.dy == nullptr ? next_u : dy + ahead * scan.width;
           const T* next_du = du + ahead * a.du.row_stride;
           const T* next_dx = dx == nullptr ? next_u : dx + ahead * scan.width;
           const auto step = [&](auto whole, std::int64_t h, int n) PENSTOCK_LAMBDA_INLINE {
@@ -268,19 +268,23 @@ void backward(const BackwardScan& a) {
 
 template <class T>
 void forward_any(const ForwardScan& a) {
-  switch (a.activation) {
-    case Activation::kIdentity: forward<Activation::kIdentity, T>(a); break;
-    case Activation::kTanh: forward<Activation::kTanh, T>(a); break;
-    case Activation::kRelu: forward<Activation::kRelu, T>(a); break;
+  for (std::int64_t part = a.range.part_begin; part < a.range.part_end; ++part) {
+    switch (a.activation) {
+      case Activation::kIdentity: forward<Activation::kIdentity, T>(a, part); break;
+      case Activation::kTanh: forward<Activation::kTanh, T>(a, part); break;
+      case Activation::kRelu: forward<Activation::kRelu, T>(a, part); break;
+    }
   }
 }
 
 template <class T>
 void backward_any(const BackwardScan& a) {
-  switch (a.activation) {
-    case Activation::kIdentity: backward<Activation::kIdentity, T>(a); break;
-    case Activation::kTanh: backward<Activation::kTanh, T>(a); break;
-    case Activation::kRelu: backward<Activation::kRelu, T>(a); break;
+  for (std::int64_t part = a.range.part_begin; part < a.range.part_end; ++part) {
+    switch (a.activation) {
+      case Activation::kIdentity: backward<Activation::kIdentity, T>(a, part); break;
+      case Activation::kTanh: backward<Activation::kTanh, T>(a, part); break;
+      case Activation::kRelu: backward<Activation::kRelu, T>(a, part); break;
+    }
   }
 }
 

@@ -40,16 +40,15 @@ struct Walk {
   S skip_scale = S(1);
   const std::uint8_t* pad = nullptr;
   std::int64_t pad_step = 0;
-  std::int64_t time = 0;  // of the first step
-  std::int64_t time_step = 1;
-  std::int64_t length = INT64_MAX;  // times from here on are padding
-  std::int64_t count = 0;           // steps
+  std::int64_t count = 0;                      // steps
+  std::int64_t valid_begin = 0;                // steps [valid_begin, valid_begin + valid_count) of
+  std::uint64_t valid_count = 0;               // the walk count, but for pad
 
   // Offsets of the first step in arrays of these layouts, and the distance between steps.
   std::int64_t u_at = 0;                  // like u and du
-  std::int64_t row_at = 0, row_step = 0;  // (T, B, dirs·H)
+  std::int64_t row_at = 0, row_step = 0;  // (rows, dirs·H)
   std::int64_t c_at = 0, c_step = 0;      // the states' plane
-  std::int64_t state_at = 0;              // (B, dirs·H)
+  std::int64_t state_at = 0;              // (parts·B, dirs·H)
   std::int64_t param_at = 0;              // (dirs, 2, H), first gate
 
   sru_cell::Parameters<S> parameters = {};
@@ -58,8 +57,8 @@ struct Walk {
 
 /// Number of walks of a scan: threads that have work.
 __host__ __device__ __forceinline__ std::int64_t walks(const ScanArgs& a) {
-  return a.dims.batch * (a.range.dir_end - a.range.dir_begin) *
-         (a.range.channel_end - a.range.channel_begin);
+  return (a.range.part_end - a.range.part_begin) * a.dims.batch *
+         (a.range.dir_end - a.range.dir_begin) * (a.range.channel_end - a.range.channel_begin);
 }
 
 /// Walk number i; neighbours in i are neighbouring channels, so that a warp's accesses coalesce.
@@ -68,7 +67,9 @@ __device__ __forceinline__ Walk<T> make_walk(const ScanArgs& a, std::int64_t i, 
   using S = state_t<T>;
   const std::int64_t channels = a.range.channel_end - a.range.channel_begin;
   const std::int64_t columns = (a.range.dir_end - a.range.dir_begin) * channels;
-  const std::int64_t b = i / columns;
+  const std::int64_t state_row = a.range.part_begin * a.dims.batch + i / columns;
+  const std::int64_t part = state_row / a.dims.batch;
+  const std::int64_t b = state_row % a.dims.batch;
   const std::int64_t local_dir = i % columns / channels;
   const std::int64_t local_channel = i % channels;
   const std::int64_t dir = a.range.dir_begin + local_dir;
@@ -78,23 +79,26 @@ __device__ __forceinline__ Walk<T> make_walk(const ScanArgs& a, std::int64_t i, 
   Walk<T> w;
   const bool reversed = a.reversed(dir);
   const std::int64_t first = backward ? a.range.step_end - 1 : a.range.step_begin;
+  const std::int64_t time_step = reversed != backward ? -1 : 1;
+  const std::int64_t time = a.time(first, dir);
+  const std::int64_t row = a.row(part, time, b);
   w.count = a.range.step_end - a.range.step_begin;
-  w.time = reversed ? a.dims.steps - 1 - first : first;
-  w.time_step = reversed != backward ? -1 : 1;
-  // u's row 0 is the earliest time of the range.
-  const std::int64_t earliest = reversed ? a.dims.steps - a.range.step_end : a.range.step_begin;
-  const std::int64_t row = w.time * batch + b;
 
-  w.u_at = ((w.time - earliest) * batch + b) * a.u.row_stride + local_dir * a.u.dir_stride +
-           local_channel;
-  w.u_step = w.time_step * batch * a.u.row_stride;
+  std::int64_t begin = 0, end = 0;
+  a.valid(part, b, &begin, &end);
+  w.valid_begin = time_step > 0 ? begin - time : time - (end - 1);
+  w.valid_count = static_cast<std::uint64_t>(end > begin ? end - begin : 0);
+
+  w.u_at =
+      (row - a.first_row(dir)) * a.u.row_stride + local_dir * a.u.dir_stride + local_channel;
+  w.u_step = time_step * batch * a.u.row_stride;
   w.u = static_cast<const T*>(a.u.data) + w.u_at;
   w.gate = a.gate_stride;
-  w.state_at = b * width + dir * a.dims.hidden + channel;
-  w.row_at = w.time * batch * width + w.state_at;
-  w.row_step = w.time_step * batch * width;
+  w.state_at = state_row * width + dir * a.dims.hidden + channel;
+  w.row_at = row * width + dir * a.dims.hidden + channel;
+  w.row_step = time_step * batch * width;
   w.c_at = row * a.c.row_stride + local_dir * a.c.dir_stride + local_channel;
-  w.c_step = w.time_step * batch * a.c.row_stride;
+  w.c_step = time_step * batch * a.c.row_stride;
   if (a.dims.skip_from_x) {
     w.skip = static_cast<const T*>(a.x) + w.row_at;
     w.skip_step = w.row_step;
@@ -103,11 +107,10 @@ __device__ __forceinline__ Walk<T> make_walk(const ScanArgs& a, std::int64_t i, 
     w.skip = w.u + 3 * w.gate;
     w.skip_step = w.u_step;
   }
-  if (a.padding.pad != nullptr) {
-    w.pad = a.padding.pad + row;
-    w.pad_step = w.time_step * batch;
+  if (a.pad != nullptr) {
+    w.pad = a.pad + row;
+    w.pad_step = time_step * batch;
   }
-  if (a.padding.lengths != nullptr) w.length = a.padding.lengths[b];
 
   w.param_at = dir * 2 * a.dims.hidden + channel;
   const T* v = static_cast<const T*>(a.weight_c) + w.param_at;
@@ -135,7 +138,7 @@ __device__ __forceinline__ Loaded<T> load(const Walk<T>& w, std::int64_t k) {
   l.u1 = __ldg(u + w.gate);
   l.u2 = __ldg(u + 2 * w.gate);
   l.skip = w.skip == nullptr ? T{} : __ldg(w.skip + k * w.skip_step);
-  l.padded = w.time + k * w.time_step >= w.length ||
+  l.padded = static_cast<std::uint64_t>(k - w.valid_begin) >= w.valid_count ||
              (w.pad != nullptr && __ldg(w.pad + k * w.pad_step) != 0);
   return l;
 }
@@ -154,7 +157,7 @@ __device__ __forceinline__ sru_cell::Inputs<state_t<T>> inputs(const Walk<T>& w,
 }
 
 // The recurrence over a range of steps, given u.
-// Work split: a thread per (batch row, direction, channel), over all steps; no thread reads what
+// Work split: a thread per (part, batch row, direction, channel), over all steps; no thread reads what
 // another one writes. Traffic per step and channel, in elements: u0 u1 u2 x' in, y out, and c out
 // (state type) when training. The next kStepsAhead steps' inputs are already in registers or on
 // their way when a step is computed. Limits: 64-bit offsets; 2^31 - 1 blocks. Invariants: inputs do
@@ -167,10 +170,12 @@ __global__ void __launch_bounds__(kThreads) sru_forward_kernel(ForwardScan a) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= walks(a)) return;
   const Walk<T> w = make_walk<T>(a, i, /*backward=*/false);
-  T* y = static_cast<T*>(a.y) + w.row_at;
+  T* y = a.y == nullptr ? nullptr : static_cast<T*>(a.y) + w.row_at;
+  T* h_last = a.h_last == nullptr ? nullptr : static_cast<T*>(a.h_last) + w.state_at;
   S* c_out = a.c.data == nullptr ? nullptr : static_cast<S*>(a.c.data) + w.c_at;
   S* state = static_cast<S*>(a.c_state) + w.state_at;
   S c = *state;
+  S last = h_last == nullptr ? S(0) : widen(*h_last);
 
   Loaded<T> ahead[kAhead] = {};
 #pragma unroll
@@ -189,12 +194,14 @@ __global__ void __launch_bounds__(kThreads) sru_forward_kernel(ForwardScan a) {
         const auto out = sru_cell::forward<A, S>(inputs(w, now), w.parameters, c);
         c = out.c;
         h = out.h;
+        last = h;
       }
-      y[k * w.row_step] = narrow<T>(h);
+      if (y != nullptr) y[k * w.row_step] = narrow<T>(h);
       if (c_out != nullptr) c_out[k * w.c_step] = c;
     }
   }
   *state = c;
+  if (h_last != nullptr) *h_last = narrow<T>(last);
 }
 
 // The gradients through a range of steps, from the last to the first.
@@ -212,6 +219,9 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a) 
   const S* c_in = static_cast<const S*>(a.c.data) + w.c_at;
   const S* c0 = static_cast<const S*>(a.c0) + w.state_at;
   const T* dy = a.dy == nullptr ? nullptr : static_cast<const T*>(a.dy) + w.row_at;
+  // In a walk from the last step to the first, the last valid step is the first that counts.
+  const S dh_last =
+      a.dh_last == nullptr ? S(0) : widen(static_cast<const T*>(a.dh_last)[w.state_at]);
   T* du = static_cast<T*>(a.du.data) + w.u_at;
   T* dskip = nullptr;
   std::int64_t dskip_step = 0;
@@ -248,7 +258,8 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a) 
       const std::int64_t k = k0 + j;
       if (k >= w.count) break;
       const Loaded<T> now = ahead[j];
-      const S dh = widen(dy_ahead[j]);
+      S dh = widen(dy_ahead[j]);
+      if (k == w.valid_begin) dh += dh_last;
       const S c_prev = c_ahead[j];
       if (k + kAhead < w.count) fetch(k + kAhead, j);
       sru_cell::Backward<S> out = {};
@@ -270,9 +281,9 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a) 
     }
   }
   *state = dc;
-  // (4, B, dirs·H)
+  // (4, parts·B, dirs·H)
   S* sums = static_cast<S*>(a.dparams) + w.state_at;
-  const std::int64_t plane = a.dims.batch * a.dims.width();
+  const std::int64_t plane = a.dims.states() * a.dims.width();
   sums[0] += dv_f;
   sums[plane] += dv_r;
   sums[2 * plane] += db_f;
@@ -284,7 +295,7 @@ constexpr int kReduceColumns = 32;
 constexpr int kReduceRows = 8;
 constexpr int kReduceThreads = kReduceColumns * kReduceRows;
 
-// dweight_c and dbias from the per-sequence sums (4, B, dirs·H): the sum over the batch.
+// dweight_c and dbias from the sums of each part of each sequence (4, parts·B, dirs·H).
 // Work split: a block per 32 columns and parameter (blockIdx.y: dv_f, dv_r, db_f, db_r); row ty of
 // threads sums batch rows ty, ty + 8, … in double, then row 0 adds the eight in order, so the
 // result depends on the shape alone. Traffic: each partial sum once. Launch: (32, 8) threads,
@@ -299,8 +310,8 @@ __global__ void __launch_bounds__(kReduceThreads)
   const int lane = static_cast<int>(threadIdx.y * kReduceColumns + threadIdx.x);
   double sum = 0.0;
   if (column < width) {
-    for (std::int64_t b = threadIdx.y; b < dims.batch; b += kReduceRows) {
-      sum += static_cast<double>(partial[(parameter * dims.batch + b) * width + column]);
+    for (std::int64_t b = threadIdx.y; b < dims.states(); b += kReduceRows) {
+      sum += static_cast<double>(partial[(parameter * dims.states() + b) * width + column]);
     }
   }
   sums[lane] = sum;
@@ -318,6 +329,7 @@ Plan plan(const Dims& d) {
   Plan p;
   p.channels = d.hidden;
   p.dirs_per_group = d.dirs;
+  p.chunk_parts = d.parts;
   p.chunk_steps = std::max<std::int64_t>(1, d.steps);
   p.pack_weight = false;
   p.dx_rows = std::max<std::int64_t>(1, d.rows());
@@ -359,7 +371,7 @@ void backward(const Context& ctx, const BackwardScan& a) {
 }
 
 std::size_t param_partial_bytes(const Dims& d) {
-  return static_cast<std::size_t>(4 * d.batch * d.width()) * size_of(d.state);
+  return static_cast<std::size_t>(4 * d.states() * d.width()) * size_of(d.state);
 }
 
 void reduce_params(const Context& ctx, const Dims& d, const void* dparams, void* dweight_c,
