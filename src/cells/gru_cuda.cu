@@ -2,7 +2,7 @@
 // cells; with the reset before it, a step has two products and so two kernels.
 
 #include "cells/gru_cell.h"
-#include "cells/recurrent_cuda.cuh"
+#include "cells/recurrent_cuda_table.cuh"
 
 namespace penstock::cuda {
 namespace {

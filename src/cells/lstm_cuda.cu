@@ -1,7 +1,7 @@
 // Long short-term memory on CUDA.
 
 #include "cells/lstm_cell.h"
-#include "cells/recurrent_cuda.cuh"
+#include "cells/recurrent_cuda_table.cuh"
 
 namespace penstock::cuda {
 namespace {

@@ -1,5 +1,6 @@
 // What the CUDA kernels of the cells with state mixing share, and the path that fits any shape: at
 // each step one product R h of cuBLAS, then a kernel over all rows and units.
+// recurrent_cuda_table.cuh puts it together with the path of recurrent_cuda_tile.cuh.
 //
 // A cell comes as a Family:
 //   Shape        its cell (src/cells/X_cell.h) with any activation, for kGates, kSaved, …
@@ -542,56 +543,6 @@ void replay(const Context& ctx, const ForwardScan& a) {
     launch(ctx, "replay", replay_kernel<Family, T>, replay_shape(a), a,
            static_cast<const state_t<T>*>(scratch.bias));
   });
-}
-
-// ---- the table ---------------------------------------------------------------------------------
-
-template <class Family>
-std::size_t forward_scratch_bytes(const Dims& d) {
-  using Shape = typename Family::Shape;
-  return ForwardScratch(d, Shape::kGates, Shape::kBiases, /*resets=*/false, /*by_steps=*/true,
-                        nullptr)
-      .bytes;
-}
-
-template <class Family>
-std::size_t backward_scratch_bytes(const Dims& d) {
-  return BackwardScratch(d, Family::Shape::kGates, /*resets=*/false, /*by_steps=*/true, nullptr)
-      .bytes;
-}
-
-template <class Family>
-void prepare_forward(const Context& ctx, const Scan& a) {
-  combine_bias<typename Family::Shape>(ctx, a);
-}
-inline void prepare_nothing(const Context&, const Scan&) {}
-
-template <class Family>
-void forward(const Context& ctx, const ForwardScan& a) {
-  if (empty(a)) return;
-  const DeviceGuard guard(ctx);
-  forward_by_steps<Family>(ctx, a);
-}
-
-template <class Family>
-void backward(const Context& ctx, const BackwardScan& a) {
-  if (empty(a)) return;
-  const DeviceGuard guard(ctx);
-  backward_by_steps<Family>(ctx, a);
-}
-
-/// The table of a cell with one product a step.
-template <class Family>
-constexpr recurrent::Kernels kernels(recurrent::Spec (*spec)(const Options&)) {
-  return {spec,
-          &plan,
-          &forward_scratch_bytes<Family>,
-          &backward_scratch_bytes<Family>,
-          &prepare_forward<Family>,
-          &prepare_nothing,
-          &forward<Family>,
-          &replay<Family>,
-          &backward<Family>};
 }
 
 }  // namespace penstock::cuda::mixing

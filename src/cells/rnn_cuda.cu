@@ -1,6 +1,6 @@
 // The plain recurrent cell on CUDA.
 
-#include "cells/recurrent_cuda.cuh"
+#include "cells/recurrent_cuda_table.cuh"
 #include "cells/rnn_cell.h"
 
 namespace penstock::cuda {
