@@ -1,6 +1,7 @@
 // What every file of the CUDA backend goes through to reach the runtime: error checks, the current
 // device, kernel launches, dynamic shared memory. Kernel text stays plain CUDA; the emulated
-// runtime of the tests (tests/cuda_emulation) compiles the same files.
+// runtime of the tests (tests/cuda_emulation) compiles the same files. What a kernel needs beyond
+// CUDA C++ has wrappers in barriers.h, async_copy.h and matrix.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -51,7 +52,9 @@ inline cudaStream_t stream_of(const Context& ctx) {
 struct LaunchShape {
   dim3 grid;
   dim3 block;
-  std::size_t shared_bytes = 0;
+  std::size_t shared_bytes = 0;  // dynamic
+  dim3 cluster;                  // blocks that run together; compute capability 9.0, not below
+  bool cooperative = false;      // for grid_barrier: all blocks are resident, or it is an error
 };
 
 /// One thread per item; n >= 1.
@@ -74,15 +77,56 @@ inline LaunchShape grid_stride(std::int64_t n, int threads) {
   return one_thread_each(std::min(n, kMaxBlocks * threads), threads);
 }
 
+/// More dynamic shared memory than this must be asked for, kernel by kernel.
+constexpr std::size_t kSharedBytesOfEveryKernel = 48 * 1024;
+
+template <class... Parameters>
+void allow_shared_bytes(const char* name, void (*kernel)(Parameters...), std::size_t bytes) {
+  if (bytes <= kSharedBytesOfEveryKernel) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        name);
+}
+
+/// Blocks of a kernel that the current device runs at the same time: the most that a cooperative
+/// launch of it can have.
+template <class... Parameters>
+int resident_blocks(const char* name, void (*kernel)(Parameters...), int threads,
+                    std::size_t shared_bytes) {
+  allow_shared_bytes(name, kernel, shared_bytes);
+  int device = 0, multiprocessors = 0, blocks = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "cudaDeviceGetAttribute");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        name);
+  return multiprocessors * blocks;
+}
+
 /// Launch on the context's stream; its device must be current. `name` is for the error message.
 template <class... Parameters, class... Arguments>
 void launch(const Context& ctx, const char* name, void (*kernel)(Parameters...),
             const LaunchShape& shape, Arguments&&... arguments) {
+  allow_shared_bytes(name, kernel, shape.shared_bytes);
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream_of(ctx);
+  config.attrs = attributes;
+  if (shape.cooperative) {
+    cudaLaunchAttribute& a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributeCooperative;
+    a.val.cooperative = 1;
+  }
+  if (shape.cluster.x * shape.cluster.y * shape.cluster.z > 1) {
+    cudaLaunchAttribute& a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributeClusterDimension;
+    a.val.clusterDim.x = shape.cluster.x;
+    a.val.clusterDim.y = shape.cluster.y;
+    a.val.clusterDim.z = shape.cluster.z;
+  }
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
