@@ -1,9 +1,16 @@
 // Fibres: call stacks that one operating-system thread switches between by hand.
 #pragma once
 
-#include <ucontext.h>
-
 #include <cstddef>
+
+// Switching by ucontext costs two system calls, so where the calling convention is known a few
+// instructions do it. PENSTOCK_FIBRE_UCONTEXT asks for ucontext all the same.
+#if !defined(__x86_64__) && !defined(__aarch64__) && !defined(PENSTOCK_FIBRE_UCONTEXT)
+#define PENSTOCK_FIBRE_UCONTEXT
+#endif
+#if defined(PENSTOCK_FIBRE_UCONTEXT)
+#include <ucontext.h>
+#endif
 
 namespace cuda_emulation {
 
@@ -22,13 +29,20 @@ class Fibre {
   void leave();
 
  private:
-  static void start(unsigned high, unsigned low);
+  [[noreturn]] void run();
 
   void (*entry_)(void*);
   void* user_;
   void* memory_ = nullptr;  // a guard page, then the stack
+#if defined(PENSTOCK_FIBRE_UCONTEXT)
+  static void start(unsigned high, unsigned low);
   ucontext_t inside_ = {};
   ucontext_t outside_ = {};
+#else
+  static void start(void* self);
+  void* inside_ = nullptr;  // stack pointers; what must survive a switch lies on the stacks
+  void* outside_ = nullptr;
+#endif
   // What the address sanitizer needs to follow the switches.
   void* inside_fake_stack_ = nullptr;
   void* outside_fake_stack_ = nullptr;

@@ -1,6 +1,8 @@
 // cuBLAS's and the driver's place in the emulation: matrix products in plain loops, with cuBLAS's
 // conventions (column-major), argument checks and accumulator types.
 
+#include <cuda_runtime.h>
+
 #include <cstring>
 #include <vector>
 
@@ -14,12 +16,14 @@ struct CublasContext {
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
   bool stream_set = false;
+  cudaStream_t stream = nullptr;
 };
 
 namespace {
 
 constexpr int kNotInitialized = 1;
 constexpr int kInvalidValue = 7;
+constexpr int kExecutionFailed = 13;
 constexpr int kNotSupported = 15;
 
 int create(CublasHandle* handle) {
@@ -30,10 +34,11 @@ int destroy(CublasHandle handle) {
   delete handle;
   return kCublasSuccess;
 }
-int set_stream(CublasHandle handle, void*) {
+int set_stream(CublasHandle handle, void* stream) {
   // As in cuBLAS, a new stream takes the workspace away.
   *handle = CublasContext();
   handle->stream_set = true;
+  handle->stream = static_cast<cudaStream_t>(stream);
   return kCublasSuccess;
 }
 int set_workspace(CublasHandle handle, void* workspace, std::size_t bytes) {
@@ -65,16 +70,22 @@ cpu::BFloat16 narrow(float v) {
   return cpu::BFloat16::from(v);
 }
 
+/// A product with everything it needs later, when it is captured: alpha and beta are read at the
+/// call.
 struct Product {
   bool trans_a, trans_b;
   std::int64_t m, n, k, lda, ldb, ldc;
-  const void *alpha, *beta;
+  double alpha, beta;
+  long long stride_a, stride_b, stride_c;
+  std::int64_t batch;
+  void* workspace;
+  std::size_t workspace_bytes;
 };
 
-/// Column-major C = alpha op(A) op(B) + beta C, with elements T, sums in S.
-template <class T, class S>
-void multiply(const Product& p, const T* a, const T* b, T* c) {
-  const S alpha = *static_cast<const S*>(p.alpha), beta = *static_cast<const S*>(p.beta);
+/// Column-major C = alpha op(A) op(B) + beta C, with A and B of T, C of C, sums in S.
+template <class T, class C, class S>
+void multiply(const Product& p, const T* a, const T* b, C* c) {
+  const S alpha = static_cast<S>(p.alpha), beta = static_cast<S>(p.beta);
   const auto m = static_cast<std::size_t>(p.m);
   std::vector<S> columns(m * static_cast<std::size_t>(p.k));
   for (std::int64_t l = 0; l < p.k; ++l) {
@@ -92,10 +103,20 @@ void multiply(const Product& p, const T* a, const T* b, T* c) {
       for (std::size_t i = 0; i < m; ++i) sum[i] += column[i] * factor;
     }
     for (std::size_t i = 0; i < m; ++i) {
-      T& out = c[static_cast<std::size_t>(j * p.ldc) + i];
+      C& out = c[static_cast<std::size_t>(j * p.ldc) + i];
       const S before = beta == S(0) ? S(0) : beta * widen<S>(out);
-      out = narrow<T>(alpha * sum[i] + before);
+      out = narrow<C>(alpha * sum[i] + before);
     }
+  }
+}
+
+template <class T, class C, class S>
+void multiply_batch(const Product& p, const void* a, const void* b, void* c) {
+  std::memset(p.workspace, 0xff, p.workspace_bytes);
+  for (std::int64_t i = 0; i < p.batch; ++i) {
+    multiply<T, C, S>(p, static_cast<const T*>(a) + i * p.stride_a,
+                      static_cast<const T*>(b) + i * p.stride_b,
+                      static_cast<C*>(c) + i * p.stride_c);
   }
 }
 
@@ -109,34 +130,55 @@ int gemm_strided_batched(CublasHandle handle, int trans_a, int trans_b, std::int
   if (handle == nullptr || !handle->stream_set || handle->workspace == nullptr) {
     return kNotInitialized;
   }
-  const Product p = {
-      trans_a == kCublasOpT, trans_b == kCublasOpT, m, n, k, lda, ldb, ldc, alpha, beta};
+  const bool wide = a_type == kCudaR64F;
+  const bool half = a_type == kCudaR16F || a_type == kCudaR16BF;
+  const bool to_float = half && c_type == kCudaR32F;
+  if (a_type != b_type || (a_type != c_type && !to_float) ||
+      compute_type != (wide ? kCublasCompute64F : kCublasCompute32F)) {
+    return kNotSupported;
+  }
+  const auto scalar = [&](const void* v) {
+    return wide ? *static_cast<const double*>(v) : *static_cast<const float*>(v);
+  };
+  const Product p = {trans_a == kCublasOpT,
+                     trans_b == kCublasOpT,
+                     m,
+                     n,
+                     k,
+                     lda,
+                     ldb,
+                     ldc,
+                     scalar(alpha),
+                     scalar(beta),
+                     stride_a,
+                     stride_b,
+                     stride_c,
+                     batch,
+                     handle->workspace,
+                     handle->workspace_bytes};
   const auto least = [](std::int64_t rows) { return rows > 1 ? rows : std::int64_t{1}; };
   if (m < 0 || n < 0 || k < 0 || batch < 0 || lda < least(p.trans_a ? k : m) ||
       ldb < least(p.trans_b ? n : k) || ldc < least(m)) {
     return kInvalidValue;
   }
-  if (a_type != b_type || a_type != c_type ||
-      compute_type != (a_type == kCudaR64F ? kCublasCompute64F : kCublasCompute32F)) {
-    return kNotSupported;
+  void (*run)(const Product&, const void*, const void*, void*) = nullptr;
+  using cpu::BFloat16;
+  using cpu::Float16;
+  switch (a_type) {
+    case kCudaR32F: run = &multiply_batch<float, float, float>; break;
+    case kCudaR64F: run = &multiply_batch<double, double, double>; break;
+    case kCudaR16F:
+      run = to_float ? &multiply_batch<Float16, float, float>
+                     : &multiply_batch<Float16, Float16, float>;
+      break;
+    case kCudaR16BF:
+      run = to_float ? &multiply_batch<BFloat16, float, float>
+                     : &multiply_batch<BFloat16, BFloat16, float>;
+      break;
+    default: return kNotSupported;
   }
-  std::memset(handle->workspace, 0xff, handle->workspace_bytes);
-  for (std::int64_t i = 0; i < batch; ++i) {
-    const auto run = [&](auto element, auto accumulator) {
-      using T = decltype(element);
-      multiply<T, decltype(accumulator)>(p, static_cast<const T*>(a) + i * stride_a,
-                                         static_cast<const T*>(b) + i * stride_b,
-                                         static_cast<T*>(c) + i * stride_c);
-    };
-    switch (a_type) {
-      case kCudaR32F: run(float(), float()); break;
-      case kCudaR64F: run(double(), double()); break;
-      case kCudaR16F: run(cpu::Float16(), float()); break;
-      case kCudaR16BF: run(cpu::BFloat16(), float()); break;
-      default: return kNotSupported;
-    }
-  }
-  return kCublasSuccess;
+  const cudaError_t status = cuda_emulation::enqueue(handle->stream, [=] { run(p, a, b, c); });
+  return status == cudaSuccess ? kCublasSuccess : kExecutionFailed;
 }
 
 int gemm(CublasHandle handle, int trans_a, int trans_b, std::int64_t m, std::int64_t n,
@@ -152,6 +194,7 @@ const char* status_string(int status) {
     case kCublasSuccess: return "CUBLAS_STATUS_SUCCESS";
     case kNotInitialized: return "CUBLAS_STATUS_NOT_INITIALIZED";
     case kInvalidValue: return "CUBLAS_STATUS_INVALID_VALUE";
+    case kExecutionFailed: return "CUBLAS_STATUS_EXECUTION_FAILED";
     default: return "CUBLAS_STATUS_NOT_SUPPORTED";
   }
 }
