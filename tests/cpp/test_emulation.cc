@@ -8,22 +8,13 @@
 #include <string>
 #include <vector>
 
-#include "cuda/launch.h"
-#include "penstock/context.h"
+#include "emulation_device.h"
 
 namespace penstock::tests {
 namespace {
 
 using cuda::launch;
 using cuda::LaunchShape;
-
-LaunchShape shape_of(dim3 grid, dim3 block, std::size_t shared = 0) {
-  LaunchShape s;
-  s.grid = grid;
-  s.block = block;
-  s.shared_bytes = shared;
-  return s;
-}
 
 __global__ void count_kernel(int* hits, dim3 grid, dim3 block) {
   if (gridDim.x != grid.x || gridDim.y != grid.y || gridDim.z != grid.z) return;
@@ -156,7 +147,7 @@ TEST(Emulation, LaunchLimitsGiveTheRuntimesErrors) {
       {shape_of(dim3(1), dim3(0)), "cudaErrorInvalidConfiguration"},
       {shape_of(dim3(0), dim3(1)), "cudaErrorInvalidConfiguration"},
       {shape_of(dim3(1, 65536), dim3(1)), "cudaErrorInvalidConfiguration"},
-      {shape_of(dim3(1), dim3(1), 48 * 1024 + 1), "cudaErrorInvalidValue"},
+      {shape_of(dim3(1), dim3(1), 227 * 1024 + 1), "cudaErrorInvalidValue"},
   };
   for (const Case& c : cases) {
     try {
@@ -167,7 +158,7 @@ TEST(Emulation, LaunchLimitsGiveTheRuntimesErrors) {
     }
   }
   EXPECT_NO_THROW(
-      launch(Context::cpu(), "nothing", nothing_kernel, shape_of(dim3(2), dim3(1024), 48 * 1024)));
+      launch(Context::cpu(), "nothing", nothing_kernel, shape_of(dim3(2), dim3(1024), 227 * 1024)));
 }
 
 TEST(Emulation, MoreItemsThanALaunchHoldsAreRefused) {
