@@ -247,7 +247,7 @@ def test_every_option_reaches_the_run(folder: Path) -> None:
         "bidirectional": True,
         "folds": 0,
         "test_fraction": 0.0,
-        **dict.fromkeys(("threshold", "slices", "pad", "bucket")),
+        **dict.fromkeys(("threshold", "slices", "pad", "bucket", "embedding_scale")),
     }
     model = json.loads((folder / "run" / "model.json").read_text())["model"]
     assert (model["hidden"], model["layers"], model["input_size"]) == (9, 2, 3)
@@ -258,13 +258,17 @@ def test_options_of_sliced_models_reach_the_run(
 ) -> None:
     rows = [f"{i % 4}\t{'good' if i % 4 > 1 else 'bad'} film and more words" for i in range(120)]
     (folder / "stars.tsv").write_text("\n".join(["stars\ttext", *rows]) + "\n")
-    options = "--model sliced-gru --slices 2,2 --pad right --bucket 8 --threshold 2 --max-length 4"
-    assert main(["train", "stars.tsv", *SMALL, *options.split(), "--cut", "end", "--out", "r"]) == 0
+    options = (
+        "--model sliced-gru --slices 2,2 --pad right --bucket 8 --embedding-scale 0.5 "
+        "--threshold 2 --max-length 4 --cut end"
+    )
+    assert main(["train", "stars.tsv", *SMALL, *options.split(), "--out", "r"]) == 0
     text = capsys.readouterr().out
     assert "2 classes: <2 (60), >=2 (60)" in text
     assert "100 % of the texts lose their end beyond 4 tokens" in text
     config = json.loads((folder / "r" / "config.json").read_text())
     given = {"slices": "2,2", "pad": "right", "bucket": 8, "threshold": 2.0, "cut": "end"}
+    given |= {"embedding_scale": 0.5}
     assert given.items() <= config.items()
     model = json.loads((folder / "r" / "model.json").read_text())["model"]
     assert (model["encoder"], model["slices"], model["bucket"]) == ("sliced-gru", [2, 2], 8)

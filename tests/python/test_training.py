@@ -662,7 +662,7 @@ def test_two_classes_from_start_to_evaluation(tmp_path: Path) -> None:
 def test_a_checkpoint_of_an_older_version_is_resumed(colours: Path, tmp_path: Path) -> None:
     options = {"schedule": "constant"}
     run_training(small(colours, epochs=2, **options), tmp_path / "run")
-    new = ("slices", "pad", "bucket", "cut", "threshold")
+    new = ("slices", "pad", "bucket", "cut", "threshold", "embedding_scale")
     path = tmp_path / "run" / "checkpoint.safetensors"
     state = checkpoints.load_checkpoint(path)
     for name in new:
@@ -743,6 +743,21 @@ def test_pretrained_embeddings(colours: Path, tmp_path: Path) -> None:
     assert tuned.vocabulary is not None and tuned.model.embedding is not None
     row = tuned.model.embedding.weight[tuned.vocabulary.tokens.index("red")]
     assert 0 < np.abs(row - vectors[0]).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [({}, 1.0), ({"model": "gru"}, 0.1), ({"model": "sliced-gru", "embedding_scale": 0.5}, 0.5)],
+)
+def test_spread_of_random_embeddings(
+    colours: Path, tmp_path: Path, options: dict[str, Any], scale: float
+) -> None:
+    options = {"embedding_size": 200, "epochs": 1, "lr": 1e-6, **options}
+    run_training(small(colours, **options), tmp_path / "run")
+    embedding = TrainedModel(tmp_path / "run").model.embedding
+    assert embedding is not None
+    assert embedding.weight[1:].std() == pytest.approx(scale, rel=0.05)
+    assert (embedding.weight[0] == 0).all()
 
 
 class Recorder(RunObserver):
@@ -913,6 +928,12 @@ def test_a_signal_writes_a_checkpoint_and_stops(colours: Path, tmp_path: Path) -
         ({"model": "sliced-gru", "layers": 2}, "--layers: expected 1 with sliced-gru"),
         ({"model": "sliced-gru", "pooling": "max"}, "--pooling: expected none with sliced-gru"),
         ({"model": "rnn", "memory": 8}, "--memory: expected 0 with rnn"),
+        ({"embedding_scale": 0.0}, "--embedding-scale: expected a number above 0, got 0"),
+        ({"embedding_scale": 1.0}, "--embedding-scale needs a data file"),
+        (
+            {"data": "x.tsv", "embedding_scale": 1.0, "embeddings": "y"},
+            "--embedding-scale is of random embeddings",
+        ),
         ({"data": "x.tsv", "cut": "start"}, "--cut needs --max-length"),
         ({"data": "x.tsv", "threshold": float("inf")}, "--threshold: expected a finite number"),
         ({"dropout": 1.0}, "--dropout: expected at least 0 and below 1"),

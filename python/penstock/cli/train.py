@@ -117,6 +117,15 @@ def train(
         int,
         typer.Option(help="Size of the embeddings without such a file.", rich_help_panel=_MODEL),
     ] = 100,
+    embedding_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation of random initial embeddings. Default: 1 with the SRU, "
+            "otherwise 0.1.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
     freeze_embeddings: Annotated[
         bool,
         typer.Option(

@@ -19,6 +19,9 @@ RESUMABLE = frozenset({"epochs", "patience", "checkpoint_every", "device"})
 _SLICED = ("sliced-gru", "sliced-lstm", "sliced-rnn", "sliced-sru")
 _PLAIN = ("gru", "lstm", "rnn", "sru")
 
+#: Models that learn best from small initial embeddings.
+_UNSCALED = ("gru", "lstm", "rnn", "sliced-gru", "sliced-lstm", "sliced-rnn")
+
 #: Options of sliced models alone.
 _SLICING = ("slices", "pad", "bucket")
 
@@ -83,6 +86,7 @@ class TrainConfig:
     threshold: float | None = None
     embeddings: str | None = None
     embedding_size: int = 100
+    embedding_scale: float | None = None
     freeze_embeddings: bool = False
     model: str = "sru"
     slices: str | None = None
@@ -122,6 +126,7 @@ class TrainConfig:
             _check(self, name, lambda value: 0 <= value < math.inf, "a finite number, 0 or more")
         for name in ("dev_fraction", "test_fraction", "dropout"):
             _check(self, name, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        _check(self, "embedding_scale", lambda value: 0 < value < math.inf, "a number above 0")
         _check(self, "lr", lambda value: 0 < value < math.inf, "a number above 0")
         _check(self, "folds", lambda value: value == 0 or value >= 2, "2 or more")
         if self.folds and (self.test is not None or self.test_fraction):
@@ -132,6 +137,8 @@ class TrainConfig:
             raise UserError("give --test or --test-fraction, not both")
         if self.freeze_embeddings and self.embeddings is None:
             raise UserError("--freeze-embeddings needs --embeddings: random ones must be trained")
+        if self.embedding_scale is not None and self.embeddings is not None:
+            raise UserError("--embedding-scale is of random embeddings: leave out --embeddings")
         if self.data is None:
             given = [
                 name
@@ -145,6 +152,7 @@ class TrainConfig:
                     "max_length",
                     "cut",
                     "threshold",
+                    "embedding_scale",
                     "bucket",
                 )
                 if getattr(self, name) is not None
@@ -206,6 +214,9 @@ class TrainConfig:
                 defaults["bucket"] = math.prod(parse_slices(slices))
         if self.model in ("rnn", *_SLICED):
             defaults["memory"] = 0
+        # The SRU's initial weights expect an input of unit variance, as embeddings have by default.
+        if self.model in _UNSCALED and self.task == TEXT and self.embeddings is None:
+            defaults["embedding_scale"] = 0.1
         return replace(
             self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
         )

@@ -355,7 +355,11 @@ class _Run:
                 "model": self.options.to_dict(),
             },
         )
-        return SequenceClassifier(self.options, table).to(config.device)
+        model = SequenceClassifier(self.options, table)
+        if model.embedding is not None and config.embedding_scale not in (None, 1.0):
+            weight = model.embedding.weight
+            weight *= weight.dtype.type(config.embedding_scale)
+        return model.to(config.device)
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
