@@ -14,6 +14,8 @@ from bench.gpu_check.worker import Report, Skip
 
 #: More processes than this would mostly wait for the one device.
 MOST_PROCESSES = 8
+#: Failures that are kept in the file.
+MOST_FAILURES = 20
 #: pytest's exit status where no test was selected, which the numbers say too.
 NO_TESTS = 5
 
@@ -30,7 +32,11 @@ def read_junit(path: Path) -> dict[str, Any]:
         if problem is not None or case.get("status") in ("fail", "timeout"):
             counts["failed"] += 1
             message = "" if problem is None else problem.get("message") or problem.text or ""
-            failures.append(f"{name}: {message.strip()[:400]}")
+            # ctest only says that a program failed; GoogleTest's own lines are in its output.
+            output = (case.findtext("system-out") or "").splitlines()
+            said = [line for line in output if line.startswith("[  FAILED  ]")]
+            words = [message.strip()[:400], *dict.fromkeys(said)]
+            failures.append(f"{name}: " + "\n".join(words[:MOST_FAILURES]))
         elif case.find("skipped") is not None:
             counts["skipped"] += 1
         else:
@@ -43,8 +49,11 @@ def put_counts(report: Report, found: dict[str, Any], what: str) -> None:
     report.line(
         f"{found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped ({what})"
     )
-    for failure in found["failures"][:20]:
+    for failure in found["failures"][:MOST_FAILURES]:
         report.fail(failure)
+    more = len(found["failures"]) - MOST_FAILURES
+    if more > 0:
+        report.fail(f"{more} more tests failed; the logs have all of them")
     if not found["passed"] and not found["failed"]:
         report.fail(f"no test ran ({what})")
 

@@ -386,11 +386,22 @@ def test_junit_of_ctest(tmp_path: Path) -> None:
     junit = tmp_path / "junit.xml"
     junit.write_text(
         '<testsuite name="x"><testcase name="cpp" classname="cpp" status="run"/>'
-        '<testcase name="bad" classname="bad" status="fail"><failure message=""/>'
+        '<testcase name="bad" classname="bad" status="fail"><failure message="Failed"/>'
+        "<system-out>[       OK ] One\n[  FAILED  ] Two (0 ms)\n</system-out>"
         "</testcase></testsuite>"
     )
     found = suites.read_junit(junit)
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 0)
+    assert found["failures"] == ["bad.bad: Failed\n[  FAILED  ] Two (0 ms)"]
+
+
+def test_many_failures_are_counted() -> None:
+    report = Report()
+    failures = [f"test {i}" for i in range(suites.MOST_FAILURES + 3)]
+    counts = {"passed": 1, "failed": len(failures), "skipped": 0}
+    suites.put_counts(report, counts | {"failures": failures}, "x")
+    assert report.failures[: suites.MOST_FAILURES] == failures[: suites.MOST_FAILURES]
+    assert report.failures[-1].startswith("3 more tests")
 
 
 def test_no_test_is_a_failure() -> None:
