@@ -29,6 +29,7 @@ struct Dims {
   DataType dtype = DataType::kFloat32;    // of the arrays
   DataType compute = DataType::kFloat32;  // of u, du and what the kernels read and write
   DataType state = DataType::kFloat32;    // of c and its gradient
+  bool independent_rows = false;  // what a row of u or dx holds must not depend on how many there are
 };
 
 /// How a backend cuts the work. Each group of channels goes through time on its own: matrix product
@@ -40,6 +41,7 @@ struct Plan {
   std::int64_t chunk_parts = 1;     // parts per matrix product; more than one only with all steps,
   std::int64_t chunk_steps = 0;     // so that a chunk's rows lie next to each other
   bool pack_weight = false;         // copy each group's rows of the weight next to each other
+  bool pack_operand = false;        // bring them into the backend's form for products, if it has one
   std::int64_t dx_rows = 0;         // rows of dx per matrix product
 };
 

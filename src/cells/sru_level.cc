@@ -27,7 +27,9 @@ ForwardWork work_of(const Context& ctx, const Level& level, const LevelOutputs& 
   fill(work, level);
   work.cut = level.cut;
   work.dims = dims_of(ctx, work, level.cut);
+  work.dims.independent_rows = true;
   work.need_grad = level.need_grad;
+  work.part_outputs = true;
   work.h_last = out.h_last;
   return work;
 }
@@ -37,6 +39,7 @@ BackwardWork work_of(const Context& ctx, const Level& level, const LevelGradient
   fill(work, level);
   work.cut = level.cut;
   work.dims = dims_of(ctx, work, level.cut);
+  work.dims.independent_rows = true;
   work.dh_last = grads.dh_last;
   work.dx = grads.dx;
   work.dweight = grads.dweight_ih;

@@ -145,7 +145,7 @@ class Run {
   void prepare_inputs(bool forward) {
     const Backend& backend = ctx_.backend();
     const Group widest = group(0);
-    if (plan_.pack_weight && backend.packed_b_bytes != nullptr) {
+    if (plan_.pack_operand && backend.packed_b_bytes != nullptr) {
       operand_bytes_ = forward ? backend.packed_b_bytes(dims_.compute, widest.columns, dims_.input)
                                : backend.packed_b_bytes(dims_.compute, dims_.input, widest.columns);
       operand_bytes_ =
@@ -170,10 +170,10 @@ class Run {
     mask_c_ = in_.mask_c.given() ? operands_.contiguous(in_.mask_c, dims_.compute) : nullptr;
     if (plan_.pack_weight) {
       packed_weight_ = operands_.take(weight_bytes());
-      packed_operands_ = operands_.take(operand_bytes_ * static_cast<std::size_t>(groups_));
     } else {
       weight_ = operands_.contiguous(in_.weight, dims_.compute);
     }
+    packed_operands_ = operands_.take(operand_bytes_ * static_cast<std::size_t>(groups_));
     gemm_workspace_ = operands_.take(backend.gemm_workspace_bytes());
   }
 
@@ -224,18 +224,19 @@ class Run {
                       {dims_.blocks, g.channels, dims_.input}, ctx_.device());
   }
   /// Copy the group's rows of the weight next to each other and, where the backend has a form of
-  /// its own for what products share, into that: for u = x · weight^T if `transposed`, else for
+  /// its own for what products share, into that, both if planned: for u = x · weight^T if `transposed`, else for
   /// dx = du · weight.
   void pack(std::int64_t i, const Group& g, bool transposed) const {
-    if (!plan_.pack_weight) return;
-    ctx_.backend().convert(ctx_, rows_of(in_.weight, g), packed_rows(packed_weight_, g));
+    if (plan_.pack_weight) {
+      ctx_.backend().convert(ctx_, rows_of(in_.weight, g), packed_rows(packed_weight_, g));
+    }
     if (operand_bytes_ == 0) return;
     GemmArgs product = gemm_args();
     product.trans_b = transposed;
     product.n = transposed ? g.columns : dims_.input;
     product.k = transposed ? dims_.input : g.columns;
-    product.b = advance(packed_weight_, g.offset * dims_.input, compute_size());
-    product.ldb = dims_.input;
+    product.b = advance(weight(), rows(g).begin * dims_.input, compute_size());
+    product.ldb = std::max<std::int64_t>(1, dims_.input);
     ctx_.backend().pack_b(ctx_, product, operand(i));
   }
   void* operand(std::int64_t i) const {
@@ -332,25 +333,25 @@ class ForwardRun : public Run {
   ForwardRun(const Context& ctx, const ForwardWork& work, void* workspace)
       : Run(ctx, work, work.dims, work.cut, workspace), work_(work) {
     prepare_inputs(/*forward=*/true);
-    // Arrays of these shapes that the caller gives may be without memory yet.
+    // While the workspace is measured, outputs may be without memory.
     const auto place = [&](const TensorView& v, std::int64_t values) {
-      return v.given() && dims_.compute == dims_.dtype
+      return dims_.compute == dims_.dtype
                  ? v.data
                  : operands_.take(static_cast<std::size_t>(values) * compute_size());
     };
-    if (work.h_last.given()) {
+    if (work.part_outputs) {
       h_last_ = place(work.h_last, dims_.states() * dims_.width());
     } else {
       y_ = place(work.y, dims_.rows() * dims_.width());
     }
-    c_state_ = work.c_last.given() && dims_.state == dims_.dtype ? work.c_last.data
-                                                                 : operands_.take(states_bytes());
+    c_state_ = !work.part_outputs && dims_.state == dims_.dtype ? work.c_last.data
+                                                                : operands_.take(states_bytes());
     if (!work.need_grad) u_chunk_ = operands_.take(u_bytes(chunk_rows()));
   }
 
   void run(void* reserve) {
     initialise(work_.c0, c_state_, dims_.state, dims_.states() * dims_.width());
-    if (h_last_ != nullptr) {
+    if (work_.part_outputs) {
       initialise(TensorView(), h_last_, dims_.compute, dims_.states() * dims_.width());
     }
     if (work_.need_grad) {
@@ -361,9 +362,12 @@ class ForwardRun : public Run {
     if (dims_.rows() > 0) {
       for_each(ctx_, groups_, product_work(), [this](std::int64_t i) { run_group(i); });
     }
-    if (work_.y.given()) operands_.deliver(y_, dims_.compute, work_.y);
-    if (work_.h_last.given()) operands_.deliver(h_last_, dims_.compute, work_.h_last);
-    if (work_.c_last.given()) operands_.deliver(c_state_, dims_.state, work_.c_last);
+    if (work_.part_outputs) {
+      operands_.deliver(h_last_, dims_.compute, work_.h_last);
+    } else {
+      operands_.deliver(y_, dims_.compute, work_.y);
+      operands_.deliver(c_state_, dims_.state, work_.c_last);
+    }
   }
 
  private:

@@ -17,13 +17,13 @@ std::int64_t check_parameters(checks::Checker& check, const SruInputs& in,
 /// The dimensions of a call whose x and parameters are checked.
 Dims dims_of(const Context& ctx, const SruInputs& in, const recurrent::Cut& cut);
 
-/// x is (cut.time, B, D). Outputs that are not given are not written. c0, mask_pad, mask_c and
-/// x_skip only with one part.
+/// x is (cut.time, B, D). c0, mask_pad, mask_c and x_skip only with one part.
 struct ForwardWork : SruForwardArgs {
   Dims dims;
-  recurrent::Cut cut;  // without lengths
-  TensorView h_last;   // (parts·B, dirs·H): each part's last valid output in processing order, 0
-                       // where it has none; or not given
+  recurrent::Cut cut;         // without lengths
+  bool part_outputs = false;  // the output is h_last; otherwise y and c_last
+  TensorView h_last;          // (parts·B, dirs·H): each part's last valid output in processing
+                              // order, 0 where it has none
 };
 
 struct BackwardWork : SruBackwardArgs {
