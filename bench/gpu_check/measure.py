@@ -27,6 +27,8 @@ SAMPLED = 0.5
 LEAST_LEFT = 0.1
 #: Distinct sets of arrays that calls take in turn, so that inputs come from memory.
 MOST_SETS = 8
+#: Kernels that are listed for a case, those that take longest.
+MOST_KERNELS = 12
 #: Of longer calls no graph is made: launches do not count there, and the graph would be huge.
 LONGEST_CAPTURED_MS = 50.0
 #: Bytes moved to measure the copy, and size of the square product: both fill any device.
@@ -176,16 +178,26 @@ def kernels_of(library: Library, function: Callable[[], Any]) -> list[dict[str, 
     for event in found.key_averages():
         total = getattr(event, "self_device_time_total", 0)
         if total > 0:
-            name = re.sub(r"\(anonymous namespace\)::|penstock::cuda::|^void ", "", event.key)
-            rows.append({"name": name[:120], "us": total / repeats, "count": event.count / repeats})
-    return sorted(rows, key=lambda row: -row["us"])
+            rows.append(
+                {
+                    "name": kernel_name(event.key),
+                    "us": total / repeats,
+                    "count": event.count / repeats,
+                }
+            )
+    return sorted(rows, key=lambda row: -row["us"])[:MOST_KERNELS]
+
+
+def kernel_name(full: str) -> str:
+    """A kernel's name as the profiler gives it, without what all of ours share."""
+    return re.sub(r"^void |\(anonymous namespace\)::|penstock::cuda::", "", full)[:120]
 
 
 def scan_share(
     case: Case, training: bool, kernels: list[dict[str, Any]], bytes_per_s: float
 ) -> dict[str, float] | None:
     """An SRU's recurrence alone beside the copy's bandwidth, from its kernels' times."""
-    scans = [k["us"] for k in kernels if re.search(r"scan|sru", k["name"], re.I)]
+    scans = [k["us"] for k in kernels if re.match(r"sru_\w+_kernel", k["name"])]
     if case.op != "sru" or not scans:
         return None
     rate = case.scan_bytes(training) / sum(scans) * 1e6
@@ -264,7 +276,11 @@ def measure_case(
         row["ratios"] = ratios(times)
         row["graph_ratios"] = ratios(graph_times)
         best = min(t[OURS]["ms"] for t in (times, graph_times) if OURS in t)
-        row["kernels"] = kernels_of(library, calls_of[OURS][0])
+        try:
+            row["kernels"] = kernels_of(library, calls_of[OURS][0])
+        except Exception as error:  # the profiler does not work on every machine
+            row["kernels"] = []
+            left_out["kernels' times"] = f"{type(error).__name__}: {error}".split("\n")[0][:200]
         row |= rates(case, training, least_bytes, best)
         limits = limits_of(context, case.dtype)
         if limits is not None:

@@ -32,7 +32,7 @@ def differentiated(
             return forward()
 
     def train() -> Any:
-        return torch.autograd.grad(forward(), inputs, dy)
+        return torch.autograd.grad(forward(), inputs, dy, allow_unused=True)
 
     return train if training else infer
 

@@ -532,6 +532,24 @@ def test_floor() -> None:
     assert measure.floor_ms(10**6, 10**12, limits) == pytest.approx(10.0)
 
 
+def test_share_of_the_scan() -> None:
+    full = "void penstock::cuda::(anonymous namespace)::sru_forward_kernel<float>(ForwardScan)"
+    name = measure.kernel_name(full)
+    assert name == "sru_forward_kernel<float>(ForwardScan)"
+    kernels = [
+        {"name": name, "us": 10.0},
+        {"name": "cublas_kernel(sru_forward_kernel)", "us": 90.0},
+    ]
+    case = Case("sru", 100, 10, 50, 50)
+    found = measure.scan_share(case, False, kernels, bytes_per_s=1e12)
+    assert found is not None
+    assert found["us"] == 10
+    assert found["gb_per_s"] == pytest.approx(100 * 10 * 50 * 4 * 5 / 10e-6 / 1e9)
+    assert found["share"] == pytest.approx(found["gb_per_s"] / 1e3)
+    assert measure.scan_share(replace(case, op="gru"), False, kernels, 1e12) is None
+    assert measure.scan_share(case, False, kernels[1:], 1e12) is None
+
+
 def test_values_are_as_the_case_says() -> None:
     case = Case("lstm", 4, 3, 5, 6, direction="bidirectional", lengths=True)
     found = operations.values(case)
