@@ -633,7 +633,9 @@ def test_a_run_learns_and_leaves_everything(colours: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("pad", ["left", "right"])
 def test_a_sliced_run_scores_each_text_alone(colours: Path, tmp_path: Path, pad: str) -> None:
-    options = {"model": "sliced-gru", "slices": "2,3", "pad": pad, "epochs": 8}
+    options: dict[str, Any] = {
+        "model": "sliced-gru", "slices": "2,3", "pad": pad, "epochs": 8, "embedding_scale": 1.0,
+    }  # fmt: skip
     result = run_training(small(colours, **options), tmp_path / "run")
     assert result["accuracy"] > 0.9
     config = result["config"]
