@@ -168,6 +168,26 @@ struct Inputs {
   }
 };
 
+/// Call the library, whose names of a level's members are not those of an SRU's parameters.
+template <class F>
+auto in_the_callers_words(const Inputs& in, F&& function) {
+  try {
+    return function();
+  } catch (const Error& e) {
+    if (!in.is_sru()) throw;
+    std::string words = e.what();
+    for (std::size_t j = 0; j < kSru.count; ++j) {
+      const std::string there = std::string("].") + kRecurrent.items[j].name + ":";
+      const std::size_t found = words.find(there);
+      if (found != std::string::npos) {
+        words.replace(found, there.size(), std::string("].") + kSru.items[j].name + ":");
+        break;
+      }
+    }
+    throw Error(e.code(), words);
+  }
+}
+
 /// What forward keeps for backward.
 struct Saved {
   std::unique_ptr<Inputs> inputs;
@@ -188,7 +208,8 @@ py::tuple forward(py::handle cell, py::handle x, py::handle levels, py::handle s
   SlicedForwardArgs args;
   static_cast<SlicedInputs&>(args) = inputs->views;
   args.need_grad = need_grad;
-  const std::size_t workspace_bytes = sliced_forward_workspace_bytes(ctx, args);
+  const std::size_t workspace_bytes =
+      in_the_callers_words(*inputs, [&] { return sliced_forward_workspace_bytes(ctx, args); });
   const std::size_t reserve_bytes = need_grad ? sliced_reserve_bytes(ctx, args) : 0;
 
   const std::size_t count = inputs->levels.size();

@@ -208,6 +208,47 @@ def test_gradients_of_outputs(cell: str) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+class Elsewhere:
+    """An array in memory that is neither the host's nor CUDA's."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 8, 0  # Metal
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise AssertionError("refused by its device alone")
+
+
+def test_other_devices(backend: Any) -> None:
+    for cell in CELLS:
+        for name in names_of(cell)[1:]:
+            fails(cell, BufferError, f"{name}:", "device type 8", **{name: Elsewhere()})
+        for name in problem_of(cell).gradients:
+            back = call(problem_of(cell)).backprop
+            words = (f"{name}:", "device type 8")
+            raises(BufferError, words, lambda b=back, n=name: b(**{n: Elsewhere()}))
+    p = sliced_problem()
+    for i, level in enumerate(p.levels):
+        for j in range(len(level)):
+            words = (f"levels[{i}].{PARAMETERS['gru'][j]}:", "device type 8")
+            sliced_fails("gru", BufferError, *words, levels=changed(p.levels, i, j, Elsewhere()))
+    if backend.name != "cuda":
+        return
+    q = problem_of("gru")
+    for name in names_of("gru"):
+        arrays = {n: backend.to_device(a) for n, a in q.arrays.items() if a is not None}
+        arrays[name] = q.arrays[name]
+        raises(BufferError, ("expected an array on",), lambda a=arrays: call(q, **a))
+    x, levels = backend.to_device(p.x), backend.moved(p.levels)
+    for i, level in enumerate(p.levels):
+        for j, array in enumerate(level):
+            words = (f"levels[{i}].{PARAMETERS['gru'][j]}:", "expected an array on")
+            mixed = changed(levels, i, j, array)
+            raises(BufferError, words, lambda m=mixed: call_sliced(p, x=x, levels=m))
+    output = call_sliced(p, x=x, levels=levels)
+    raises(BufferError, ("dy:", "x's device"), lambda: output.backprop(p.dy))
+    raises(BufferError, ("dlevels[0]:", "x's device"), lambda: output.backprop(None, p.dlevels))
+
+
 class Weighty(np.ndarray):
     """An array that can be watched: arrays of NumPy's own class have no weak references."""
 

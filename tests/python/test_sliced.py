@@ -166,10 +166,10 @@ def test_input_sizes(backend: Any, inputs: int) -> None:
 @pytest.mark.parametrize(
     ("steps", "batch", "inputs", "hidden", "slices", "direction"),
     [
-        (256, 20, 100, 50, (8, 4), "forward"),
-        (96, 37, 40, 150, (4, 4), "reverse"),
+        (130, 20, 100, 50, (8, 4), "forward"),
+        (40, 33, 40, 150, (4, 4), "reverse"),
         (125, 16, 70, 33, (8, 8), "bidirectional"),
-        (64, 8, 256, 256, (4,), "bidirectional"),
+        (30, 8, 200, 256, (4,), "reverse"),
     ],
 )
 def test_large(
@@ -315,6 +315,28 @@ def test_levels_may_differ_in_what_they_have(backend: Any) -> None:
     problem = problem_of("sru", (2, 2))
     problem.levels[1][1] = None
     check(backend, problem)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_levels_may_differ_in_width(backend: Any, cell: str, direction: str) -> None:
+    dirs = 2 if direction == "bidirectional" else 1
+    widths = (5, 17, 3)
+    for dtype in ("float64", "float32"):
+        problem = problem_of(cell, (2, 2), direction=direction, with_lengths=True, dtype=dtype)
+        features = 4
+        assert problem.dlevels is not None
+        for i, hidden in enumerate(widths):
+            own = problem_of(
+                cell, (), hidden=hidden, inputs=features, direction=direction, dtype=dtype, seed=i
+            )
+            problem.levels[i] = own.levels[0]
+            state = problem.dlevels[i]
+            assert state is not None
+            problem.dlevels[i] = np.resize(state, (*state.shape[:2], dirs * hidden))
+            features = dirs * hidden
+        problem.dy = problem.dlevels[-1][0] / 2
+        check(backend, problem)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -539,7 +561,10 @@ def test_a_sequence_does_not_depend_on_others(
     slices: tuple[int, ...],
     dtype: str,
 ) -> None:
-    """A batch gives each sequence what it gets alone: on the CPU, bit for bit."""
+    """A batch gives each sequence what it gets alone: on the CPU, bit for bit.
+
+    All but the SRU's, whose one product over all steps adds in an order that depends on its size.
+    """
     if not backend.has_dtype(dtype):
         pytest.skip(f"{dtype} is not available on {backend.name}")
     if hidden > 5:
@@ -564,7 +589,7 @@ def test_a_sequence_does_not_depend_on_others(
             found = {n: whole[n][here] if n == "y" else whole[n][:, here] for n in names}
             expected = backend.outcome(alone)
             expected = {n: expected[n] for n in names}
-            if backend.is_cpu:
+            if backend.is_cpu and cell != "sru":
                 assert_same_bits(found, expected, b)
             else:
                 wide = {n: v.astype(np.float64) for n, v in expected.items()}
@@ -594,11 +619,11 @@ def test_lengths_equal_shorter_sequences(backend: Any) -> None:
 @pytest.mark.parametrize("variant", ALL_VARIANTS)
 def test_finite_differences(backend: Any, variant: str, direction: str) -> None:
     for seed, (pad, mask, with_lengths) in enumerate(PADDING):
-        if seed % 3 and backend.is_emulated:
+        if with_lengths == (direction == "reverse"):  # half of them for each direction
             continue
         problem = problem_of(
-            variant, ((2,), (2, 2))[seed % 2], 5, 2, 2, inputs=2, direction=direction, pad=pad,
-            mask=mask, with_lengths=with_lengths, seed=1 + seed // 4,
+            variant, ((2, 2), (2,))[seed // 2 % 2], 5, 2, 2, inputs=2, direction=direction,
+            pad=pad, mask=mask, with_lengths=with_lengths, seed=seed,
         )  # fmt: skip
 
         def loss(problem: SlicedProblem = problem) -> float:
