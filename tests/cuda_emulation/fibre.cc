@@ -99,7 +99,8 @@ cuda_emulation_begin:
   .cfi_undefined x30
   mov x0, x19
   mov x30, xzr
-  br x20
+  mov x16, x20
+  br x16
   .cfi_endproc
 .size cuda_emulation_begin, .-cuda_emulation_begin
 )");
