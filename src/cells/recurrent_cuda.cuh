@@ -169,18 +169,15 @@ struct ForwardScratch {
   void* workspace = nullptr;  // of products
   std::size_t bytes = 0;
 
-  /// `by_steps`: with what the path of a product per step needs.
-  ForwardScratch(const Dims& d, int gates, int biases, bool resets, bool by_steps, void* base) {
+  ForwardScratch(const Dims& d, int gates, int biases, bool resets, void* base) {
     Carver carver(base, kAlignment);
     const auto hidden = static_cast<std::size_t>(d.dirs * d.hidden);
     const auto values = static_cast<std::size_t>(d.cut.rows()) * hidden;
     bias = carver.take(hidden * static_cast<std::size_t>(biases) * size_of(d.state));
     workspace = carver.take(kStepWorkspaceBytes);
-    if (by_steps) {
-      products = carver.take(values * static_cast<std::size_t>(gates) * size_of(d.state));
-      if (d.state != d.compute) operand = carver.take(values * size_of(d.compute));
-      if (resets) reset = carver.take(values * size_of(d.compute));
-    }
+    products = carver.take(values * static_cast<std::size_t>(gates) * size_of(d.state));
+    if (d.state != d.compute) operand = carver.take(values * size_of(d.compute));
+    if (resets) reset = carver.take(values * size_of(d.compute));
     bytes = carver.bytes();
   }
 };
@@ -191,14 +188,12 @@ struct BackwardScratch {
   void* workspace = nullptr;
   std::size_t bytes = 0;
 
-  BackwardScratch(const Dims& d, int gates, bool resets, bool by_steps, void* base) {
+  BackwardScratch(const Dims& d, int gates, bool resets, void* base) {
     Carver carver(base, kAlignment);
     const auto values = static_cast<std::size_t>(d.cut.rows() * d.width());
-    if (by_steps) {
-      operand = carver.take(values * static_cast<std::size_t>(gates) * size_of(d.compute));
-      if (resets) dreset = carver.take(values * size_of(d.state));
-      workspace = carver.take(kStepWorkspaceBytes);
-    }
+    operand = carver.take(values * static_cast<std::size_t>(gates) * size_of(d.compute));
+    if (resets) dreset = carver.take(values * size_of(d.state));
+    workspace = carver.take(kStepWorkspaceBytes);
     bytes = carver.bytes();
   }
 };
@@ -487,8 +482,7 @@ template <class Family>
 void forward_by_steps(const Context& ctx, const ForwardScan& a) {
   using Shape = typename Family::Shape;
   const Dims& d = a.dims;
-  const ForwardScratch scratch(d, Shape::kGates, Shape::kBiases, /*resets=*/false,
-                               /*by_steps=*/true, a.scratch);
+  const ForwardScratch scratch(d, Shape::kGates, Shape::kBiases, /*resets=*/false, a.scratch);
   const void* operand = first_operand(ctx, a, scratch.operand);
   with_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -511,7 +505,7 @@ template <class Family>
 void backward_by_steps(const Context& ctx, const BackwardScan& a) {
   using Shape = typename Family::Shape;
   const Dims& d = a.dims;
-  const BackwardScratch scratch(d, Shape::kGates, /*resets=*/false, /*by_steps=*/true, a.scratch);
+  const BackwardScratch scratch(d, Shape::kGates, /*resets=*/false, a.scratch);
   with_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const LaunchShape shape = step_shape(d, d.cut.rows());
@@ -531,8 +525,7 @@ void replay(const Context& ctx, const ForwardScan& a) {
   const Dims& d = a.dims;
   if (empty(a)) return;
   const DeviceGuard guard(ctx);
-  const ForwardScratch scratch(d, Shape::kGates, Shape::kBiases, /*resets=*/false,
-                               /*by_steps=*/true, a.scratch);
+  const ForwardScratch scratch(d, Shape::kGates, Shape::kBiases, /*resets=*/false, a.scratch);
   replay_product(ctx, a, Shape::kGates, a.h_kept, 0, 0, Family::kSplit, 0, 1.0, scratch.workspace);
   if (Family::kSplit < Shape::kGates) {
     replay_product(ctx, a, Shape::kGates, a.h_kept, 0, Family::kSplit, Shape::kGates,

@@ -9,15 +9,12 @@ namespace penstock::cuda::mixing {
 template <class Family>
 std::size_t forward_scratch_bytes(const Dims& d) {
   using Shape = typename Family::Shape;
-  return ForwardScratch(d, Shape::kGates, Shape::kBiases, /*resets=*/false, /*by_steps=*/true,
-                        nullptr)
-      .bytes;
+  return ForwardScratch(d, Shape::kGates, Shape::kBiases, /*resets=*/false, nullptr).bytes;
 }
 
 template <class Family>
 std::size_t backward_scratch_bytes(const Dims& d) {
-  return BackwardScratch(d, Family::Shape::kGates, /*resets=*/false, /*by_steps=*/true, nullptr)
-      .bytes;
+  return BackwardScratch(d, Family::Shape::kGates, /*resets=*/false, nullptr).bytes;
 }
 
 template <class Family>

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <type_traits>
 
 #include "cells/recurrent_cuda.cuh"
 
@@ -429,47 +430,51 @@ __global__ void __launch_bounds__(kTileThreads) tile_backward_kernel(BackwardSca
   if constexpr (Shape::kHasC) t.store_states(d, dc, a.dc);
 }
 
-/// False if the shape is not one for tiles.
+/// Call f(std::integral_constant<int, rows per thread>, TileLaunch) if the shape is one for tiles,
+/// else return false.
+template <class T, class F>
+bool with_tile(const Scan& a, std::int64_t gates, std::int64_t weights, std::int64_t values,
+               F&& f) {
+  const TileLaunch t = tile_launch<T>(a, gates, weights, values);
+  if (t.groups == 0) return false;
+  if (t.many_rows) {
+    f(std::integral_constant<int, kManyRows<T>>{}, t);
+  } else {
+    f(std::integral_constant<int, kFewRows>{}, t);
+  }
+  return true;
+}
+
 template <class Family>
 bool forward_by_tiles(const Context& ctx, const ForwardScan& a) {
-  using Shape = typename Family::Shape;
+  constexpr int kGates = Family::Shape::kGates;
   const Dims& d = a.dims;
   bool done = false;
   with_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const TileLaunch t = tile_launch<T>(
-        a, Shape::kGates, d.hidden * tile_pitch(Shape::kGates, d.hidden), 2 * d.hidden);
-    if (t.groups == 0) return;
-    done = true;
-    const auto* bias = static_cast<const state_t<T>*>(a.scratch);
-    if (t.many_rows) {
-      launch(ctx, "tile_forward", tile_forward_kernel<Family, T, kManyRows<T>>, t.shape, a, bias,
-             t.groups);
-    } else {
-      launch(ctx, "tile_forward", tile_forward_kernel<Family, T, kFewRows>, t.shape, a, bias,
-             t.groups);
-    }
+    done = with_tile<T>(a, kGates, d.hidden * tile_pitch(kGates, d.hidden), 2 * d.hidden,
+                        [&](auto rows, const TileLaunch& t) {
+                          launch(ctx, "tile_forward",
+                                 tile_forward_kernel<Family, T, decltype(rows)::value>, t.shape, a,
+                                 static_cast<const state_t<T>*>(a.scratch), t.groups);
+                        });
   });
   return done;
 }
 
 template <class Family>
 bool backward_by_tiles(const Context& ctx, const BackwardScan& a) {
-  using Shape = typename Family::Shape;
+  constexpr int kGates = Family::Shape::kGates;
   const Dims& d = a.dims;
   bool done = false;
   with_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const TileLaunch t = tile_launch<T>(a, Shape::kGates, Shape::kGates * d.hidden * d.hidden,
-                                        Shape::kGates * d.hidden);
-    if (t.groups == 0) return;
-    done = true;
-    if (t.many_rows) {
-      launch(ctx, "tile_backward", tile_backward_kernel<Family, T, kManyRows<T>>, t.shape, a,
-             t.groups);
-    } else {
-      launch(ctx, "tile_backward", tile_backward_kernel<Family, T, kFewRows>, t.shape, a, t.groups);
-    }
+    done = with_tile<T>(a, kGates, kGates * d.hidden * d.hidden, kGates * d.hidden,
+                        [&](auto rows, const TileLaunch& t) {
+                          launch(ctx, "tile_backward",
+                                 tile_backward_kernel<Family, T, decltype(rows)::value>, t.shape, a,
+                                 t.groups);
+                        });
   });
   return done;
 }
