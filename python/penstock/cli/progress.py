@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -33,13 +32,13 @@ class ProgressPrinter(RunObserver):
         self._title: str | None = title
         self._quiet = quiet
         self._epochs = 0
+        self._done = self._batches = 0
         self._task: TaskID | None = None
         # On a pipe or in a log file, a bar that redraws itself would be noise.
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -48,16 +47,24 @@ class ProgressPrinter(RunObserver):
 
     def __enter__(self) -> ProgressPrinter:
         self._bar.start()
+        self._task = self._bar.add_task("reading the data", total=None, note="")
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
+
+    def _end_task(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+            self._bar.refresh()  # else lines printed next would be followed by the old bar
 
     def _print(self, text: str, style: str | None = None) -> None:
         if not self._quiet:
             self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def data_loaded(self, lines: Sequence[str]) -> None:
+        self._end_task()
         if self._title is not None:
             self._print(self._title, "bold")
             self._title = None
@@ -74,20 +81,23 @@ class ProgressPrinter(RunObserver):
             self._print(f"Going on in epoch {min(progress.epoch + 1, epochs)}{place}")
 
     def epoch_started(self, epoch: int, batches: int, done: int) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task)
+        self._end_task()
+        self._done, self._batches = done, batches
         self._task = self._bar.add_task(
-            f"epoch {epoch}/{self._epochs}", total=batches, completed=done, loss="-"
+            f"epoch {epoch}/{self._epochs}",
+            total=batches,
+            completed=done,
+            note=f"{done}/{batches}",
         )
 
     def batch_done(self, mean_loss: float) -> None:
         if self._task is not None:
-            self._bar.update(self._task, advance=1, loss=f"{mean_loss:.4f}")
+            self._done += 1
+            note = f"{self._done}/{self._batches} loss {mean_loss:.4f}"
+            self._bar.update(self._task, advance=1, note=note)
 
     def epoch_done(self, record: dict[str, Any], kept: bool) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-            self._task = None
+        self._end_task()
         width = len(str(self._epochs))
         line = (
             f"epoch {record['epoch']:>{width}}/{self._epochs}   "
