@@ -25,17 +25,18 @@ namespace py = pybind11;
 template <class E>
 E choose(const char* name, py::handle object,
          std::initializer_list<std::pair<const char*, E>> choices) {
-  std::string expected;
+  if (py::isinstance<py::str>(object)) {
+    for (const auto& [word, result] : choices) {
+      if (PyUnicode_CompareWithASCIIString(object.ptr(), word) == 0) return result;
+    }
+  }
+  std::string expected = "one of ";
   for (const auto& choice : choices) {
-    expected += std::string(expected.empty() ? "'" : ", '") + choice.first + "'";
+    expected += std::string(&choice == choices.begin() ? "'" : ", '") + choice.first + "'";
   }
-  if (!py::isinstance<py::str>(object)) wrong_type(name, "one of " + expected, object);
-  const auto value = object.cast<std::string>();
-  for (const auto& [word, result] : choices) {
-    if (value == word) return result;
-  }
-  throw Error(ErrorCode::kValue,
-              std::string(name) + ": expected one of " + expected + " (actual: '" + value + "')");
+  if (!py::isinstance<py::str>(object)) wrong_type(name, expected, object);
+  throw Error(ErrorCode::kValue, std::string(name) + ": expected " + expected + " (actual: '" +
+                                     object.cast<std::string>() + "')");
 }
 
 inline Activation activation_of(py::handle object) {
