@@ -20,8 +20,8 @@ std::int64_t blocks_of(const SruInputs& in) {
 
 }  // namespace
 
-std::int64_t check_parameters(checks::Checker& check, const SruInputs& in,
-                              const char* const* names, std::int64_t input) {
+std::int64_t check_parameters(checks::Checker& check, const SruInputs& in, const char* const* names,
+                              std::int64_t input) {
   const char* const weight = names[0];
   const char* const weight_c = names[1];
   const char* const bias = names[2];
@@ -158,8 +158,8 @@ void sru_forward(const Context& ctx, const SruForwardArgs& a) {
   check.required("c_last", a.c_last);
   check.output("y", a.y, dims.dtype, {dims.steps, dims.batch, dims.width()}, "(T, B, dirs*H)");
   check.output("c_last", a.c_last, dims.dtype, {dims.batch, dims.width()}, "(B, dirs*H)");
-  check.buffer("workspace", a.workspace, sru::workspace_bytes(ctx, work),
-               alignment, /*written=*/true);
+  check.buffer("workspace", a.workspace, sru::workspace_bytes(ctx, work), alignment,
+               /*written=*/true);
   if (a.need_grad) {
     check.buffer("reserve", a.reserve, sru::reserve_bytes(ctx, dims), alignment, /*written=*/true);
   }
@@ -194,8 +194,8 @@ void sru_backward(const Context& ctx, const SruBackwardArgs& a) {
   }
   check.output("dx_skip", a.dx_skip, dims.dtype, {dims.steps, dims.batch, dims.width()},
                "(T, B, dirs*H)");
-  check.buffer("workspace", a.workspace, sru::workspace_bytes(ctx, work),
-               alignment, /*written=*/true);
+  check.buffer("workspace", a.workspace, sru::workspace_bytes(ctx, work), alignment,
+               /*written=*/true);
   sru::backward(ctx, work, a.workspace.data, a.reserve.data);
 }
 

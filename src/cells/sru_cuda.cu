@@ -40,9 +40,9 @@ struct Walk {
   S skip_scale = S(1);
   const std::uint8_t* pad = nullptr;
   std::int64_t pad_step = 0;
-  std::int64_t count = 0;                      // steps
-  std::int64_t valid_begin = 0;                // steps [valid_begin, valid_begin + valid_count) of
-  std::uint64_t valid_count = 0;               // the walk count, but for pad
+  std::int64_t count = 0;         // steps
+  std::int64_t valid_begin = 0;   // steps [valid_begin, valid_begin + valid_count) of
+  std::uint64_t valid_count = 0;  // the walk count, but for pad
 
   // Offsets of the first step in arrays of these layouts, and the distance between steps.
   std::int64_t u_at = 0;                  // like u and du
@@ -89,8 +89,7 @@ __device__ __forceinline__ Walk<T> make_walk(const ScanArgs& a, std::int64_t i, 
   w.valid_begin = time_step > 0 ? begin - time : time - (end - 1);
   w.valid_count = static_cast<std::uint64_t>(end > begin ? end - begin : 0);
 
-  w.u_at =
-      (row - a.first_row(dir)) * a.u.row_stride + local_dir * a.u.dir_stride + local_channel;
+  w.u_at = (row - a.first_row(dir)) * a.u.row_stride + local_dir * a.u.dir_stride + local_channel;
   w.u_step = time_step * batch * a.u.row_stride;
   w.u = static_cast<const T*>(a.u.data) + w.u_at;
   w.gate = a.gate_stride;
@@ -157,12 +156,12 @@ __device__ __forceinline__ sru_cell::Inputs<state_t<T>> inputs(const Walk<T>& w,
 }
 
 // The recurrence over a range of steps, given u.
-// Work split: a thread per (part, batch row, direction, channel), over all steps; no thread reads what
-// another one writes. Traffic per step and channel, in elements: u0 u1 u2 x' in, y out, and c out
-// (state type) when training. The next kStepsAhead steps' inputs are already in registers or on
-// their way when a step is computed. Limits: 64-bit offsets; 2^31 - 1 blocks. Invariants: inputs do
-// not overlap outputs; a padded step's u may be NaN and is not used. Launch: kThreads, no shared
-// memory.
+// Work split: a thread per (part, batch row, direction, channel), over all steps; no thread reads
+// what another one writes. Traffic per step and channel, in elements: u0 u1 u2 x' in, y out (or the
+// last valid output alone), and c out (state type) when training. The next kStepsAhead steps'
+// inputs are already in registers or on their way when a step is computed. Limits: 64-bit offsets;
+// 2^31 - 1 blocks. Invariants: inputs do not overlap outputs; a padded step's u may be NaN and is
+// not used. Launch: kThreads, no shared memory.
 template <class T, Activation A>
 __global__ void __launch_bounds__(kThreads) sru_forward_kernel(ForwardScan a) {
   using S = state_t<T>;
@@ -292,32 +291,34 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a) 
 }
 
 constexpr int kReduceColumns = 32;
-constexpr int kReduceRows = 8;
-constexpr int kReduceThreads = kReduceColumns * kReduceRows;
+constexpr int kMostReduceRows = 32;
+// Rows of threads in a block.
+unsigned reduce_rows(std::int64_t states) { return states > 64 ? kMostReduceRows : 8; }
 
 // dweight_c and dbias from the sums of each part of each sequence (4, parts·B, dirs·H).
-// Work split: a block per 32 columns and parameter (blockIdx.y: dv_f, dv_r, db_f, db_r); row ty of
-// threads sums batch rows ty, ty + 8, … in double, then row 0 adds the eight in order, so the
-// result depends on the shape alone. Traffic: each partial sum once. Launch: (32, 8) threads,
-// 2 kB of shared memory.
+// Work split: a block per 32 columns and parameter (blockIdx.y: dv_f, dv_r, db_f, db_r); thread row
+// ty sums rows ty, ty + blockDim.y, … in double, then row 0 adds the thread rows' sums in order, so
+// the result depends on the shape alone. Traffic: each partial sum once. Launch: (32, reduce_rows)
+// threads, a double of shared memory each.
 template <class T>
-__global__ void __launch_bounds__(kReduceThreads)
+__global__ void __launch_bounds__(kReduceColumns* kMostReduceRows)
     sru_reduce_kernel(Dims dims, const state_t<T>* partial, T* dweight_c, T* dbias) {
   PENSTOCK_SHARED_MEMORY(double, sums);
   const std::int64_t width = dims.width();
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kReduceColumns + threadIdx.x;
   const std::int64_t parameter = blockIdx.y;
-  const int lane = static_cast<int>(threadIdx.y * kReduceColumns + threadIdx.x);
+  const unsigned lane = threadIdx.y * kReduceColumns + threadIdx.x;
   double sum = 0.0;
   if (column < width) {
-    for (std::int64_t b = threadIdx.y; b < dims.states(); b += kReduceRows) {
-      sum += static_cast<double>(partial[(parameter * dims.states() + b) * width + column]);
+#pragma unroll 4
+    for (std::int64_t i = threadIdx.y; i < dims.states(); i += blockDim.y) {
+      sum += static_cast<double>(__ldg(partial + (parameter * dims.states() + i) * width + column));
     }
   }
   sums[lane] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || column >= width) return;
-  for (int row = 1; row < kReduceRows; ++row) sum += sums[row * kReduceColumns + lane];
+  for (unsigned row = 1; row < blockDim.y; ++row) sum += sums[row * kReduceColumns + threadIdx.x];
   T* out = parameter < 2 ? dweight_c : dbias;
   if (out == nullptr) return;
   const std::int64_t dir = column / dims.hidden, channel = column % dims.hidden;
@@ -382,8 +383,8 @@ void reduce_params(const Context& ctx, const Dims& d, const void* dparams, void*
     using T = typename decltype(tag)::type;
     LaunchShape shape = one_thread_each(d.width(), kReduceColumns);
     shape.grid.y = 4;
-    shape.block = dim3(kReduceColumns, kReduceRows);
-    shape.shared_bytes = kReduceThreads * sizeof(double);
+    shape.block = dim3(kReduceColumns, reduce_rows(d.states()));
+    shape.shared_bytes = shape.block.x * shape.block.y * sizeof(double);
     launch(ctx, "sru_reduce", sru_reduce_kernel<T>, shape, d,
            static_cast<const state_t<T>*>(dparams), static_cast<T*>(dweight_c),
            static_cast<T*>(dbias));

@@ -29,7 +29,7 @@ struct Dims {
   DataType dtype = DataType::kFloat32;    // of the arrays
   DataType compute = DataType::kFloat32;  // of u, du and what the kernels read and write
   DataType state = DataType::kFloat32;    // of c and its gradient
-  bool independent_rows = false;  // what a row of u or dx holds must not depend on how many there are
+  bool independent_rows = false;  // no row of u or dx may depend on how many rows there are
 };
 
 /// How a backend cuts the work. Each group of channels goes through time on its own: matrix product
@@ -41,8 +41,8 @@ struct Plan {
   std::int64_t chunk_parts = 1;     // parts per matrix product; more than one only with all steps,
   std::int64_t chunk_steps = 0;     // so that a chunk's rows lie next to each other
   bool pack_weight = false;         // copy each group's rows of the weight next to each other
-  bool pack_operand = false;        // bring them into the backend's form for products, if it has one
-  std::int64_t dx_rows = 0;         // rows of dx per matrix product
+  bool pack_operand = false;  // bring them into the backend's form for products, if it has one
+  std::int64_t dx_rows = 0;   // rows of dx per matrix product
 };
 
 /// Strided access to an array whose element (row, direction, channel) is
@@ -122,8 +122,8 @@ struct ScanArgs {
 struct ForwardScan : ScanArgs {
   void* c_state = nullptr;  // (parts·B, dirs·H) state type: state before the range, then after it
   void* y = nullptr;        // (rows, dirs·H) compute type, or null
-  void* h_last = nullptr;   // (parts·B, dirs·H) compute type: overwritten with the range's last valid
-                            // output, where it has one; or null
+  void* h_last = nullptr;   // (parts·B, dirs·H) compute type, or null: overwritten with the last
+                            // valid output of the range's steps, where there is one
 };
 
 struct BackwardScan : ScanArgs {

@@ -77,8 +77,8 @@ std::size_t level_backward_workspace_bytes(const Context& ctx, const Level& leve
                                            const LevelGradients& grads) {
   return workspace_bytes(ctx, work_of(ctx, level, grads));
 }
-void level_forward(const Context& ctx, const Level& level, const LevelOutputs& out,
-                   void* workspace, void* reserve) {
+void level_forward(const Context& ctx, const Level& level, const LevelOutputs& out, void* workspace,
+                   void* reserve) {
   forward(ctx, work_of(ctx, level, out), workspace, reserve);
 }
 void level_backward(const Context& ctx, const Level& level, const LevelGradients& grads,

@@ -1,5 +1,5 @@
-// The SRU as a level of a sliced network: recurrent::Level with weight_ih the weight (dirs, K·H, D),
-// weight_hh the weight_c (dirs, 2, H) or not given, and bias_ih the bias (dirs, 2, H). A part's
+// The SRU as a level of a sliced network: recurrent::Level with weight_ih the weight (dirs, K·H,
+// D), weight_hh the weight_c (dirs, 2, H) or not given, and bias_ih the bias (dirs, 2, H). A part's
 // result is its last valid output h, 0 where it has none.
 #pragma once
 

@@ -10,10 +10,10 @@
 
 namespace penstock::sru {
 
-/// Check weight, weight_c and bias, of these names, for x of `input` features, and whether x_skip or
-/// x can be the skip term; returns H.
-std::int64_t check_parameters(checks::Checker& check, const SruInputs& in,
-                              const char* const* names, std::int64_t input);
+/// Check weight, weight_c and bias, of these names, for x of `input` features, and whether x_skip
+/// or x can be the skip term; returns H.
+std::int64_t check_parameters(checks::Checker& check, const SruInputs& in, const char* const* names,
+                              std::int64_t input);
 /// The dimensions of a call whose x and parameters are checked.
 Dims dims_of(const Context& ctx, const SruInputs& in, const recurrent::Cut& cut);
 
