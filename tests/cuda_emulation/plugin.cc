@@ -3,6 +3,7 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/gemm.h"
 #include "penstock/export.h"
+#include "plugin_streams.h"
 
 namespace {
 
@@ -30,5 +31,13 @@ extern "C" PENSTOCK_EXPORT const penstock::Backend* penstock_plugin_backend() {
     t.prepare_device(0);
     return t;
   }();
+  return &table;
+}
+
+extern "C" PENSTOCK_EXPORT const cuda_emulation::PluginStreams* penstock_emulated_streams() {
+  static constexpr cuda_emulation::PluginStreams table = {
+      &cudaStreamCreateWithFlags, &cudaStreamDestroy,    &cudaStreamBeginCapture,
+      &cudaStreamEndCapture,      &cudaGraphInstantiate, &cudaGraphLaunch,
+      &cudaGraphDestroy,          &cudaGraphExecDestroy};
   return &table;
 }

@@ -80,6 +80,7 @@ inline unsigned vote(const char* name, unsigned mask, bool predicate, Place at) 
 struct Shuffle {
   std::uint64_t value;
   unsigned source;  // lane
+  Place at;
   std::uint64_t result;
 };
 
@@ -89,7 +90,8 @@ inline void shuffle_lanes(void* const* lanes) {
     auto* own = static_cast<Shuffle*>(lanes[i]);
     const auto* source = static_cast<const Shuffle*>(lanes[own->source]);
     if (source == nullptr) {
-      fault("lane %u reads from lane %u, which takes no part in the shuffle", i, own->source);
+      fault("%s:%d: lane %u reads from lane %u, which takes no part in the shuffle", own->at.file,
+            own->at.line, i, own->source);
     }
     own->result = source->value;
   }
@@ -100,7 +102,7 @@ inline std::uint64_t shuffle_bits(const char* name, unsigned mask, std::uint64_t
   if (width < 1 || width > 32 || (width & (width - 1)) != 0) {
     fault("%s:%d: %s with width %d: expected 1, 2, 4, 8, 16 or 32", at.file, at.line, name, width);
   }
-  Shuffle own = {value, source, 0};
+  Shuffle own = {value, source, at, 0};
   warp_together(name, mask, &own, &shuffle_lanes, at);
   return own.result;
 }
