@@ -93,6 +93,8 @@ TEST_F(EmulationFaults, Shuffles) {
   found("a source lane that has returned", "which takes no part", warp_sum<Fault::kBrokenTail>);
   found("a shuffle in one branch only", "while other lanes of its mask",
         warp_sum<Fault::kDivergentShuffle>);
+  sound("warp_reverse", warp_reverse<Fault::kNone>);
+  found("a missing __syncwarp", "", warp_reverse<Fault::kMissingBarrier>);
   found("too narrow a shuffle", "", warp_sum<Fault::kWrongWidth>);
 }
 

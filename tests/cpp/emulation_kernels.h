@@ -95,6 +95,17 @@ __global__ void warp_sum_kernel(const float* in, int n, float* out) {
   if (lane == 0) out[i / 32] = v;
 }
 
+// out = in with the elements of each warp turned round, by way of shared memory.
+// Launch: blockDim.x floats.
+template <Fault F>
+__global__ void warp_reverse_kernel(const float* in, float* out) {
+  PENSTOCK_SHARED_MEMORY(float, values);
+  const unsigned t = threadIdx.x;
+  values[t] = in[t];
+  if (F != Fault::kMissingBarrier) __syncwarp();
+  out[t] = values[t ^ 31u];
+}
+
 // ---- asynchronous copies -----------------------------------------------------------------------
 
 // out[t] = sum over k of in[k·threads + (threads - 1 - t)], through a ring of two buffers that each

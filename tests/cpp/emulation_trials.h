@@ -64,6 +64,18 @@ bool warp_sum() {
   return out.values() == expected;
 }
 
+template <Fault F>
+bool warp_reverse() {
+  constexpr unsigned kCount = 64;
+  const DeviceArray<float> in(counting(kCount)), out(kCount);
+  launch(Context::cpu(), "warp_reverse", warp_reverse_kernel<F>,
+         shape_of(dim3(1), dim3(kCount), kCount * sizeof(float)), in.data(), out.data());
+  auto expected = counting(kCount);
+  std::reverse(expected.begin(), expected.begin() + 32);
+  std::reverse(expected.begin() + 32, expected.end());
+  return out.values() == expected;
+}
+
 // ---- asynchronous copies -----------------------------------------------------------------------
 
 constexpr int kRows = 7;

@@ -26,6 +26,8 @@ bool has_clusters() { return true; }
 TEST(Wrappers, Barriers) {
   EXPECT_TRUE(block_sum<Fault::kNone>());
   EXPECT_TRUE(increment<Fault::kNone>());
+  EXPECT_TRUE(warp_sum<Fault::kNone>());
+  EXPECT_TRUE(warp_reverse<Fault::kNone>());
   EXPECT_TRUE(hand_over<Fault::kNone>());
   EXPECT_TRUE(neighbour<Fault::kNone>());
 }
