@@ -17,6 +17,7 @@
 #include "core/operands.h"
 #include "core/workspace.h"
 #include "cuda/gemm.h"
+#include "cuda/graphs.h"
 #include "cuda/launch.h"
 #include "cuda/numeric.h"
 
@@ -326,6 +327,40 @@ inline void replay_product(const Context& ctx, const ForwardScan& a, int gates, 
   }
 }
 
+// ---- graphs of all steps -----------------------------------------------------------------------
+
+inline void add(GraphKey* key, const Rows& r) {
+  key->add(r.data[0]).add(r.data[1]).add(r.row_stride).add(r.part_rows);
+}
+
+/// All that the launches of a scan depend on, but for what forward and backward have of their own.
+inline GraphKey key_of(const Scan& a, int gates, bool forward) {
+  const Dims& d = a.dims;
+  const recurrent::Cut& c = d.cut;
+  GraphKey key;
+  key.add(gates).add(forward).add(d.input).add(d.hidden).add(d.dirs);
+  key.add(c.time).add(c.batch).add(c.parts).add(c.steps).add(c.shift).add(c.skip).add(c.left);
+  key.add(c.lengths).add(c.whole).add(c.padded).add(c.unit);
+  key.add(d.options.activation).add(d.options.reset).add(d.dtype).add(d.compute).add(d.state);
+  key.add(a.first_reverse).add(a.part_begin).add(a.part_end).add(a.step_begin).add(a.step_end);
+  key.add(a.weight_hh).add(a.bias_ih).add(a.bias_hh).add(a.scratch);
+  add(&key, a.gates);
+  add(&key, a.h_kept);
+  add(&key, a.c_kept);
+  return key;
+}
+inline GraphKey key_of(const ForwardScan& a, int gates) {
+  GraphKey key = key_of(a, gates, /*forward=*/true);
+  key.add(a.save).add(a.zero_state).add(a.h).add(a.h_next).add(a.c).add(a.y);
+  return key;
+}
+inline GraphKey key_of(const BackwardScan& a, int gates) {
+  GraphKey key = key_of(a, gates, /*forward=*/false);
+  add(&key, a.dgates);
+  key.add(a.dy).add(a.dh).add(a.dc).add(a.want_first);
+  return key;
+}
+
 // ---- one product a step ------------------------------------------------------------------------
 
 // One step of every row, given R h.
@@ -479,43 +514,49 @@ inline const void* first_operand(const Context& ctx, const ForwardScan& a, void*
 }
 
 template <class Family>
-void forward_by_steps(const Context& ctx, const ForwardScan& a) {
+void forward_by_steps(const Context& given, const ForwardScan& a) {
   using Shape = typename Family::Shape;
   const Dims& d = a.dims;
   const ForwardScratch scratch(d, Shape::kGates, Shape::kBiases, /*resets=*/false, a.scratch);
-  const void* operand = first_operand(ctx, a, scratch.operand);
-  with_type(d.compute, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    using S = state_t<T>;
-    const LaunchShape shape = step_shape(d, d.cut.rows());
-    for (std::int64_t k = a.step_begin; k < a.step_end; ++k) {
-      const bool zero = a.zero_state && k == a.step_begin;
-      if (!zero) {
-        multiply(ctx, a, Shape::kGates, operand, 0, Shape::kGates, scratch.products,
-                 scratch.workspace);
+  const std::int64_t launches = 2 * (a.step_end - a.step_begin);
+  run_as_graph(given, key_of(a, Shape::kGates), launches, [&](const Context& ctx) {
+    const void* operand = first_operand(ctx, a, scratch.operand);
+    with_type(d.compute, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using S = state_t<T>;
+      const LaunchShape shape = step_shape(d, d.cut.rows());
+      for (std::int64_t k = a.step_begin; k < a.step_end; ++k) {
+        const bool zero = a.zero_state && k == a.step_begin;
+        if (!zero) {
+          multiply(ctx, a, Shape::kGates, operand, 0, Shape::kGates, scratch.products,
+                   scratch.workspace);
+        }
+        launch(ctx, "step_forward", step_forward_kernel<Family, T>, shape, a, k,
+               zero ? nullptr : static_cast<const S*>(scratch.products),
+               static_cast<const S*>(scratch.bias), static_cast<T*>(scratch.operand));
       }
-      launch(ctx, "step_forward", step_forward_kernel<Family, T>, shape, a, k,
-             zero ? nullptr : static_cast<const S*>(scratch.products),
-             static_cast<const S*>(scratch.bias), static_cast<T*>(scratch.operand));
-    }
+    });
   });
 }
 
 template <class Family>
-void backward_by_steps(const Context& ctx, const BackwardScan& a) {
+void backward_by_steps(const Context& given, const BackwardScan& a) {
   using Shape = typename Family::Shape;
   const Dims& d = a.dims;
   const BackwardScratch scratch(d, Shape::kGates, /*resets=*/false, a.scratch);
-  with_type(d.compute, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const LaunchShape shape = step_shape(d, d.cut.rows());
-    for (std::int64_t k = a.step_end - 1; k >= a.step_begin; --k) {
-      launch(ctx, "step_backward", step_backward_kernel<Family, T>, shape, a, k,
-             static_cast<T*>(scratch.operand));
-      if (k == 0 && !a.want_first) continue;
-      multiply_back(ctx, a, Shape::kGates, scratch.operand, 0, Shape::kGates, a.dh, 1.0,
-                    scratch.workspace);
-    }
+  const std::int64_t launches = 2 * (a.step_end - a.step_begin);
+  run_as_graph(given, key_of(a, Shape::kGates), launches, [&](const Context& ctx) {
+    with_type(d.compute, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      const LaunchShape shape = step_shape(d, d.cut.rows());
+      for (std::int64_t k = a.step_end - 1; k >= a.step_begin; --k) {
+        launch(ctx, "step_backward", step_backward_kernel<Family, T>, shape, a, k,
+               static_cast<T*>(scratch.operand));
+        if (k == 0 && !a.want_first) continue;
+        multiply_back(ctx, a, Shape::kGates, scratch.operand, 0, Shape::kGates, a.dh, 1.0,
+                      scratch.workspace);
+      }
+    });
   });
 }
 

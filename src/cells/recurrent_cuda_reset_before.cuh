@@ -201,49 +201,55 @@ __global__ void __launch_bounds__(kThreads)
   gates[kQ * hidden] = narrow<T>(q);
 }
 
-inline void forward_by_steps(const Context& ctx, const ForwardScan& a) {
+inline void forward_by_steps(const Context& given, const ForwardScan& a) {
   const Dims& d = a.dims;
   const mixing::ForwardScratch scratch = forward_scratch(d, a.scratch);
-  const void* operand = mixing::first_operand(ctx, a, scratch.operand);
-  with_type(d.compute, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    using S = state_t<T>;
-    const LaunchShape shape = mixing::step_shape(d, d.cut.rows());
-    auto* products = static_cast<S*>(scratch.products);
-    auto* reset = static_cast<T*>(scratch.reset);
-    const auto* bias = static_cast<const S*>(scratch.bias);
-    for (std::int64_t k = a.step_begin; k < a.step_end; ++k) {
-      const bool zero = a.zero_state && k == a.step_begin;
-      if (!zero) {
-        mixing::multiply(ctx, a, kGates, operand, kR, kN, products, scratch.workspace);
+  const std::int64_t launches = 4 * (a.step_end - a.step_begin);
+  run_as_graph(given, mixing::key_of(a, kGates), launches, [&](const Context& ctx) {
+    const void* operand = mixing::first_operand(ctx, a, scratch.operand);
+    with_type(d.compute, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using S = state_t<T>;
+      const LaunchShape shape = mixing::step_shape(d, d.cut.rows());
+      auto* products = static_cast<S*>(scratch.products);
+      auto* reset = static_cast<T*>(scratch.reset);
+      const auto* bias = static_cast<const S*>(scratch.bias);
+      for (std::int64_t k = a.step_begin; k < a.step_end; ++k) {
+        const bool zero = a.zero_state && k == a.step_begin;
+        if (!zero) {
+          mixing::multiply(ctx, a, kGates, operand, kR, kN, products, scratch.workspace);
+        }
+        launch(ctx, "gru_gates", gru_gates_kernel<T>, shape, a, k, zero, products, bias, reset);
+        if (!zero) {
+          mixing::multiply(ctx, a, kGates, reset, kN, kGates, products, scratch.workspace);
+        }
+        launch(ctx, "gru_state", gru_state_kernel<T>, shape, a, k, zero, products, bias,
+               static_cast<T*>(scratch.operand));
       }
-      launch(ctx, "gru_gates", gru_gates_kernel<T>, shape, a, k, zero, products, bias, reset);
-      if (!zero) {
-        mixing::multiply(ctx, a, kGates, reset, kN, kGates, products, scratch.workspace);
-      }
-      launch(ctx, "gru_state", gru_state_kernel<T>, shape, a, k, zero, products, bias,
-             static_cast<T*>(scratch.operand));
-    }
+    });
   });
 }
 
-inline void backward_by_steps(const Context& ctx, const BackwardScan& a) {
+inline void backward_by_steps(const Context& given, const BackwardScan& a) {
   const Dims& d = a.dims;
   const mixing::BackwardScratch scratch = backward_scratch(d, a.scratch);
-  with_type(d.compute, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    using S = state_t<T>;
-    const LaunchShape shape = mixing::step_shape(d, d.cut.rows());
-    auto* operand = static_cast<T*>(scratch.operand);
-    for (std::int64_t k = a.step_end - 1; k >= a.step_begin; --k) {
-      launch(ctx, "gru_state_backward", gru_state_backward_kernel<T>, shape, a, k, operand);
-      mixing::multiply_back(ctx, a, kGates, operand, kN, kGates, scratch.dreset, 0.0,
-                            scratch.workspace);
-      launch(ctx, "gru_gates_backward", gru_gates_backward_kernel<T>, shape, a, k,
-             static_cast<const S*>(scratch.dreset), operand);
-      if (k == 0 && !a.want_first) continue;
-      mixing::multiply_back(ctx, a, kGates, operand, kR, kN, a.dh, 1.0, scratch.workspace);
-    }
+  const std::int64_t launches = 4 * (a.step_end - a.step_begin);
+  run_as_graph(given, mixing::key_of(a, kGates), launches, [&](const Context& ctx) {
+    with_type(d.compute, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using S = state_t<T>;
+      const LaunchShape shape = mixing::step_shape(d, d.cut.rows());
+      auto* operand = static_cast<T*>(scratch.operand);
+      for (std::int64_t k = a.step_end - 1; k >= a.step_begin; --k) {
+        launch(ctx, "gru_state_backward", gru_state_backward_kernel<T>, shape, a, k, operand);
+        mixing::multiply_back(ctx, a, kGates, operand, kN, kGates, scratch.dreset, 0.0,
+                              scratch.workspace);
+        launch(ctx, "gru_gates_backward", gru_gates_backward_kernel<T>, shape, a, k,
+               static_cast<const S*>(scratch.dreset), operand);
+        if (k == 0 && !a.want_first) continue;
+        mixing::multiply_back(ctx, a, kGates, operand, kR, kN, a.dh, 1.0, scratch.workspace);
+      }
+    });
   });
 }
 
@@ -461,7 +467,7 @@ inline bool forward_by_tiles(const Context& ctx, const ForwardScan& a) {
   bool done = false;
   with_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    done = mixing::with_tile<T>(a, kGates, d.hidden * mixing::tile_pitch(kGates, d.hidden),
+    done = mixing::with_tile<T>(ctx, a, kGates, d.hidden * mixing::tile_pitch(kGates, d.hidden),
                                 2 * d.hidden, [&](auto rows, const mixing::TileLaunch& t) {
                                   launch(ctx, "gru_tile_forward",
                                          gru_tile_forward_kernel<T, decltype(rows)::value>, t.shape,
@@ -476,7 +482,7 @@ inline bool backward_by_tiles(const Context& ctx, const BackwardScan& a) {
   bool done = false;
   with_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    done = mixing::with_tile<T>(a, kGates, kGates * d.hidden * d.hidden, kGates * d.hidden,
+    done = mixing::with_tile<T>(ctx, a, kGates, kGates * d.hidden * d.hidden, kGates * d.hidden,
                                 [&](auto rows, const mixing::TileLaunch& t) {
                                   launch(ctx, "gru_tile_backward",
                                          gru_tile_backward_kernel<T, decltype(rows)::value>,

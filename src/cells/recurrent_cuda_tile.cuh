@@ -22,10 +22,6 @@ constexpr int kTileThreads = 384;
 constexpr int kFewRows = 2;
 template <class T>
 constexpr int kManyRows = sizeof(state_t<T>) == 8 ? kFewRows : 8;
-// Blocks that keep a large device busy.
-constexpr std::int64_t kTileBlocks = 128;
-// Shared memory that every device lets a block have.
-constexpr std::size_t kTileSharedBytes = std::size_t{48} << 10;
 // Multiply-adds of a step beyond which cuBLAS's tensor cores finish 16-bit products sooner than
 // these kernels' float32 arithmetic, in spite of a launch per step.
 constexpr std::int64_t kTileHalfWork = std::int64_t{1} << 27;
@@ -51,9 +47,15 @@ PENSTOCK_HOST_DEVICE std::int64_t tile_pitch(std::int64_t gates, std::int64_t hi
 
 inline std::size_t round_up(std::size_t n) { return (n + 15) / 16 * 16; }
 
+inline std::int64_t attribute(const Context& ctx, cudaDeviceAttr which) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, ctx.device().index), "cudaDeviceGetAttribute");
+  return value;
+}
+
 /// `weights` elements of R in shared memory and `values` of state type per row of a tile.
 template <class T>
-TileLaunch tile_launch(const Scan& a, std::int64_t gates, std::int64_t weights,
+TileLaunch tile_launch(const Context& ctx, const Scan& a, std::int64_t gates, std::int64_t weights,
                        std::int64_t values) {
   static const bool off = [] {
     const char* text = std::getenv("PENSTOCK_CUDA_TILE");
@@ -71,16 +73,22 @@ TileLaunch tile_launch(const Scan& a, std::int64_t gates, std::int64_t weights,
 
   if (sizeof(T) == 2 && rows * d.width() * gates > kTileHalfWork / d.hidden) return t;
 
-  t.many_rows = rows * d.dirs >= kTileBlocks * kManyRows<T>;
+  // As many blocks as the device runs at once, if that many rows are there: then none of its
+  // multiprocessors waits for a last block.
+  const std::int64_t blocks = attribute(ctx, cudaDevAttrMultiProcessorCount);
+  const auto shared =
+      static_cast<std::size_t>(attribute(ctx, cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  t.many_rows = rows * d.dirs >= blocks * kManyRows<T>;
   const std::int64_t per_thread = t.many_rows ? kManyRows<T> : kFewRows;
   const std::size_t fixed = round_up(static_cast<std::size_t>(weights) * sizeof(T));
   const std::size_t per_group =
       static_cast<std::size_t>(per_thread) *
       (static_cast<std::size_t>(values) * sizeof(state_t<T>) + sizeof(TileRow));
-  if (fixed + per_group > kTileSharedBytes) return t;
-  const std::int64_t wanted = rows * d.dirs / (kTileBlocks * per_thread);
+  if (fixed + per_group > shared) return t;
+  const std::int64_t in_turn = blocks * per_thread;
+  const std::int64_t wanted = (rows * d.dirs + in_turn - 1) / in_turn;
   const std::int64_t most = std::min<std::int64_t>(
-      kTileThreads / d.hidden, static_cast<std::int64_t>((kTileSharedBytes - fixed) / per_group));
+      kTileThreads / d.hidden, static_cast<std::int64_t>((shared - fixed) / per_group));
   t.groups = static_cast<int>(std::clamp<std::int64_t>(wanted, 1, most));
   t.shape = one_thread_each(rows, static_cast<int>(t.groups * per_thread));
   t.shape.grid.y = static_cast<unsigned>(d.dirs);
@@ -433,9 +441,9 @@ __global__ void __launch_bounds__(kTileThreads) tile_backward_kernel(BackwardSca
 /// Call f(std::integral_constant<int, rows per thread>, TileLaunch) if the shape is one for tiles,
 /// else return false.
 template <class T, class F>
-bool with_tile(const Scan& a, std::int64_t gates, std::int64_t weights, std::int64_t values,
-               F&& f) {
-  const TileLaunch t = tile_launch<T>(a, gates, weights, values);
+bool with_tile(const Context& ctx, const Scan& a, std::int64_t gates, std::int64_t weights,
+               std::int64_t values, F&& f) {
+  const TileLaunch t = tile_launch<T>(ctx, a, gates, weights, values);
   if (t.groups == 0) return false;
   if (t.many_rows) {
     f(std::integral_constant<int, kManyRows<T>>{}, t);
@@ -452,7 +460,7 @@ bool forward_by_tiles(const Context& ctx, const ForwardScan& a) {
   bool done = false;
   with_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    done = with_tile<T>(a, kGates, d.hidden * tile_pitch(kGates, d.hidden), 2 * d.hidden,
+    done = with_tile<T>(ctx, a, kGates, d.hidden * tile_pitch(kGates, d.hidden), 2 * d.hidden,
                         [&](auto rows, const TileLaunch& t) {
                           launch(ctx, "tile_forward",
                                  tile_forward_kernel<Family, T, decltype(rows)::value>, t.shape, a,
@@ -469,7 +477,7 @@ bool backward_by_tiles(const Context& ctx, const BackwardScan& a) {
   bool done = false;
   with_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    done = with_tile<T>(a, kGates, kGates * d.hidden * d.hidden, kGates * d.hidden,
+    done = with_tile<T>(ctx, a, kGates, kGates * d.hidden * d.hidden, kGates * d.hidden,
                         [&](auto rows, const TileLaunch& t) {
                           launch(ctx, "tile_backward",
                                  tile_backward_kernel<Family, T, decltype(rows)::value>, t.shape, a,

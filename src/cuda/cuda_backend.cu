@@ -10,6 +10,7 @@
 #include "cuda/cublas.h"
 #include "cuda/driver.h"
 #include "cuda/gemm.h"
+#include "cuda/graphs.h"
 #include "cuda/launch.h"
 #include "cuda/sum_rows.h"
 
@@ -99,6 +100,7 @@ void prepare_device(int index) {
   check(cudaGetDeviceProperties(&p, index), "cudaGetDeviceProperties");
   const std::string problem = device_problem(p);
   if (!problem.empty()) throw Error(ErrorCode::kRuntime, "CUDA: " + problem);
+  prepare_graphs(index);
   prepare_gemm(index);
 }
 
