@@ -84,9 +84,9 @@ inline LaunchShape step_shape(const Dims& d, std::int64_t rows) {
   return shape;
 }
 
-/// Whether no step is padding, whatever lengths say.
+/// Whether no step is padding. Of an empty sequence all are.
 PENSTOCK_HOST_DEVICE bool all_count(const recurrent::Cut& cut) {
-  return !cut.skip || (cut.lengths == nullptr && cut.padded == cut.whole);
+  return !cut.skip || (cut.lengths == nullptr && cut.padded == cut.whole && cut.whole > 0);
 }
 
 __device__ __forceinline__ std::int64_t time_of(const Scan& a, std::int64_t dir, std::int64_t k) {
