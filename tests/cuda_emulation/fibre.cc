@@ -7,6 +7,7 @@
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -172,7 +173,13 @@ Fibre::Fibre(void (*entry)(void*), void* user) : entry_(entry), user_(user) {
 #endif
 }
 
-Fibre::~Fibre() { munmap(memory_, kGuardBytes + kStackBytes); }
+Fibre::~Fibre() {
+#if defined(__SANITIZE_ADDRESS__)
+  // What lies here next must not inherit the marks around this stack's frames.
+  __asan_unpoison_memory_region(memory_, kGuardBytes + kStackBytes);
+#endif
+  munmap(memory_, kGuardBytes + kStackBytes);
+}
 
 #if defined(PENSTOCK_FIBRE_UCONTEXT)
 void Fibre::start(unsigned high, unsigned low) {

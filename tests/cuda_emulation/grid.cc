@@ -161,9 +161,17 @@ void Executor::prepare(const std::vector<std::uint64_t>& clusters) {
     }
     std::memset(block.shared.get() + block.shared_bytes, kGuard, kSharedGuard);
 
+    uint3 index = {};
     for (unsigned i = 0; i < per_block; ++i) {
       Thread& t = block.threads[i];
-      t.index = coordinates(i, launch_->block);
+      t.index = index;
+      if (++index.x == launch_->block.x) {
+        index.x = 0;
+        if (++index.y == launch_->block.y) {
+          index.y = 0;
+          ++index.z;
+        }
+      }
       t.rank = i;
       t.block = &block;
       t.waits_for = nullptr;
@@ -416,9 +424,7 @@ void Executor::report_deadlock() {
   for (const unsigned i : order_) {
     const Thread& t = threads_[i];
     if (t.waits_for == nullptr) continue;
-    const auto same = [&](const Thread* s) {
-      return s->place.line == t.place.line && std::strcmp(s->place.file, t.place.file) == 0;
-    };
+    const auto same = [&](const Thread* s) { return s->place.same_as(t.place); };
     if (std::any_of(shown.begin(), shown.end(), same)) continue;
     shown.push_back(&t);
     report("  block (%u, %u, %u), thread (%u, %u, %u) for %s at %s:%d", t.block->index.x,

@@ -13,7 +13,7 @@ void meet_block(Executor& executor, Place at) {
   Barrier& barrier = t.block->barriers[0];
   if (!barrier.waiting.empty()) {
     const Place& other = barrier.waiting.front()->place;
-    if (at.line != other.line || std::strcmp(at.file, other.file) != 0) {
+    if (!at.same_as(other)) {
       fault("threads meet at two barriers: %s:%d and %s:%d", at.file, at.line, other.file,
             other.line);
     }
@@ -104,7 +104,7 @@ void warp_together(const char* name, unsigned mask, void* data, void (*operation
   std::size_t i = 0;
   while (i < warp.open.size() && warp.open[i].mask != mask) ++i;
   if (i == warp.open.size()) warp.open.push_back({name, mask, 0, operation});
-  if (std::strcmp(warp.open[i].name, name) != 0) {
+  if (warp.open[i].name != name && std::strcmp(warp.open[i].name, name) != 0) {
     fault("%s:%d: lane %u calls %s while other lanes of its mask %08x call %s", at.file, at.line,
           own, name, mask, warp.open[i].name);
   }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace cuda_emulation {
 
@@ -15,6 +16,9 @@ struct Place {
   int line;
   static constexpr Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
     return {file, line};
+  }
+  bool same_as(const Place& other) const {
+    return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
   }
 };
 
