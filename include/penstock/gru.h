@@ -1,5 +1,5 @@
-// The gated recurrent unit (Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder",
-// arXiv 1406.1078) in both of its usual forms.
+// The gated recurrent unit (Cho et al., "Learning Phrase Representations using RNN
+// Encoder-Decoder", arXiv 1406.1078) in both of its usual forms.
 //
 //   r = sigmoid(W_r x + b_ir + R_r h_prev + b_hr)
 //   z = sigmoid(W_z x + b_iz + R_z h_prev + b_hz)

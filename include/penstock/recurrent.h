@@ -22,8 +22,8 @@ struct RecurrentInputs {
   TensorView bias_ih;    ///< (dirs, G·H). Not given: zeros
   TensorView bias_hh;    ///< (dirs, G·H). Not given: zeros
   TensorView h0;         ///< (B, dirs·H) initial state. Not given: zeros
-  TensorView lengths;    ///< (B,) int32 or int64 in [0, T]: a step t >= lengths[b] carries the state
-                         ///< and outputs 0. Checked where the host can read it, else clamped
+  TensorView lengths;  ///< (B,) int32 or int64 in [0, T]: a step t >= lengths[b] carries the state
+                       ///< and outputs 0. Checked where the host can read it, else clamped
   Direction direction = Direction::kForward;
   /// Keep only the states for the backward pass, which then computes the gates again: about a
   /// quarter of the memory for about a third more arithmetic.

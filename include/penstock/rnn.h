@@ -1,4 +1,5 @@
-// The plain recurrent layer (Elman, "Finding Structure in Time", 1990), as torch.nn.RNN computes it.
+// The plain recurrent layer (Elman, "Finding Structure in Time", 1990), as torch.nn.RNN computes
+// it.
 //
 //   h = act(W x + b_ih + R h_prev + b_hh)       act: tanh, relu or identity
 //

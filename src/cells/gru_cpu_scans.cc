@@ -11,39 +11,40 @@ namespace {
 template <class T, class Cell>
 struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
   using Base = StepsBase<T, Cell, TwoHalves<T, Cell>>;
+  using Base::kSize;
+  using Base::lanes;
+  using Base::vectors;
   using typename Base::BackwardScan;
   using typename Base::Dims;
   using typename Base::ForwardScan;
   using typename Base::Row;
   using typename Base::Scan;
   using typename Base::V;
-  using Base::kSize;
-  using Base::lanes;
-  using Base::vectors;
   static constexpr int kR = 0, kZ = 1, kN = 2, kQ = 3;  // blocks of a row of gates
-  static constexpr int kTile = kWidePanel > 2 ? kWidePanel : 2;
+  static constexpr int kTile =
+      kWidePanel > 2 * Base::kMostUnitsAtOnce ? kWidePanel : 2 * Base::kMostUnitsAtOnce;
 
-  static void clear_operand(T* gates, std::int64_t hidden) {
-    clear(gates + kQ * hidden, hidden);
-  }
+  static void clear_operand(T* gates, std::int64_t hidden) { clear(gates + kQ * hidden, hidden); }
 
-  // Scratch: biases; panels of r and z; panels of n. With few rows: biases; products.
-  static std::int64_t gate_panels(const Dims& d) {
-    return vectors(d.hidden) * Base::gate_panel_size(d, 2);
+  // Scratch: biases; R_r and R_z; R_n. Where R is read as it is: biases; products.
+  static std::int64_t gate_bytes(const Dims& d, Products products) {
+    return vectors(d.hidden) * 2 * Packed<T>::vector_bytes(products, d.hidden);
   }
-  static std::int64_t forward_scratch(const Dims& d, bool few_rows) {
-    return Base::bias_size(d) + (few_rows ? kMostBlockRows * 2 * d.hidden
-                                          : gate_panels(d) + Columns<T>(d.hidden).size(d.hidden));
+  static std::int64_t forward_scratch(const Dims& d, Products products) {
+    const std::int64_t row = 2 * d.hidden * static_cast<std::int64_t>(sizeof(T));
+    return Base::bias_bytes(d) +
+           (products == Products::kRead
+                ? kMostBlockRows * row
+                : vectors(d.hidden) * 3 * Packed<T>::vector_bytes(products, d.hidden));
   }
-  static void pack_forward(const Scan& s, std::int64_t dir, void* scratch, bool few_rows) {
-    T* out = static_cast<T*>(scratch);
-    Base::pack_bias(s, dir, out);
-    if (few_rows) return;
+  static void pack_forward(const Scan& s, const RowBlock& w) {
+    Base::pack_bias(s, w.dir, w.scratch);
+    if (w.products == Products::kRead) return;
     const std::int64_t hidden = s.dims.hidden;
-    out += Base::bias_size(s.dims);
-    Base::pack_gate_panels(s, dir, 2, out);
-    pack_columns(Base::weight(s, dir) + 2 * hidden * hidden, 1, hidden, hidden, hidden,
-                 out + gate_panels(s.dims));
+    char* out = static_cast<char*>(w.scratch) + Base::bias_bytes(s.dims);
+    Base::pack_gates(s, w, 2, out);
+    Packed<T>::pack_all(w.products, Base::weight(s, w.dir) + 2 * hidden * hidden, 1, hidden, hidden,
+                        hidden, out + gate_bytes(s.dims, w.products));
   }
 
   template <bool kWhole>
@@ -101,22 +102,23 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
     }
   }
 
-  static void step(const ForwardScan& s, std::int64_t dir, const Row* rows, int count,
-                   bool zero_state, T* scratch, bool few_rows) {
+  static void step(const ForwardScan& s, const RowBlock& w, const Row* rows, int count,
+                   bool zero_state) {
     const std::int64_t hidden = s.dims.hidden;
-    const T* bias = scratch;
-    T* data = scratch + Base::bias_size(s.dims);
+    const T* bias = static_cast<const T*>(w.scratch);
+    char* data = static_cast<char*>(w.scratch) + Base::bias_bytes(s.dims);
     const T* h[kMostBlockRows];
     T* q[kMostBlockRows];
     for (int i = 0; i < count; ++i) {
       h[i] = rows[i].h;
-      // A row whose gates are not saved has no place for q. But r is needed no more once q is known.
+      // A row whose gates are not saved has no place for q. But r is needed no more once q is
+      // known.
       q[i] = rows[i].gates + (s.save ? kQ : kR) * hidden;
     }
-    if (few_rows) {
-      const T* r = Base::weight(s, dir);
+    if (w.products == Products::kRead) {
+      const T* r = Base::weight(s, w.dir);
+      T* products = reinterpret_cast<T*>(data);
       for (int i = 0; i < count; ++i) {
-        T* products = data + i * 2 * hidden;
         if (zero_state) {
           clear(products, 2 * hidden);
         } else {
@@ -125,9 +127,7 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
         for (std::int64_t v = 0; v < vectors(hidden); ++v) {
           units_of<true>(s, rows + i, q + i, 1, v, products + v * kSize, 0, hidden, bias);
         }
-        if (zero_state) {
-          clear(products, hidden);
-        } else {
+        if (!zero_state) {
           dot_products(1, hidden, hidden, q[i], hidden, r + 2 * hidden * hidden, hidden, products,
                        hidden, true);
         }
@@ -139,38 +139,49 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
     }
     alignas(64) T out[kMostBlockRows * kTile * kSize];
     if (zero_state) clear(out, count * kTile * kSize);
-    for (std::int64_t v = 0; v < vectors(hidden); ++v) {
-      if (!zero_state) {
-        multiply(h, count, 2, hidden, 0, 0, data + v * Base::gate_panel_size(s.dims, 2), out);
+    const Products products = zero_state ? Products::kPanels : w.products;
+    const std::int64_t vector_bytes = Packed<T>::vector_bytes(w.products, hidden);
+    {
+      const LeftRows<T> left(products, h, count, hidden);
+      const int at_once = Base::units_at_once(w);
+      for (std::int64_t v = 0; v < vectors(hidden); v += at_once) {
+        const int units = v + at_once <= vectors(hidden) ? at_once : 1;
+        const int width = units * 2;
+        if (!zero_state) left.multiply_with(data + v * 2 * vector_bytes, width, out);
+        for (int j = 0; j < units; ++j) {
+          units_of<true>(s, rows, q, count, v + j, out + j * 2 * kSize, width * kSize, kSize, bias);
+        }
       }
-      units_of<true>(s, rows, q, count, v, out, 2 * kSize, kSize, bias);
     }
-    const T* panels = data + gate_panels(s.dims);
+    const LeftRows<T> left(products, q, count, hidden);
+    const char* panels = data + gate_bytes(s.dims, w.products);
     const Columns<T> layout(hidden);
     for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
       const int width = layout.width(panel);
-      if (!zero_state) {
-        multiply(q, count, width, hidden, 0, 0, panels + layout.offset(panel, hidden), out);
-      }
+      const std::int64_t first = layout.first(panel);
+      if (!zero_state) left.multiply_with(panels + first * vector_bytes, width, out);
       for (int j = 0; j < width; ++j) {
-        units_of<false>(s, rows, q, count, layout.first(panel) + j, out + j * kSize, width * kSize,
-                        0, bias);
+        units_of<false>(s, rows, q, count, first + j, out + j * kSize, width * kSize, 0, bias);
       }
     }
   }
 
-  // Backward scratch: panels of R_n^T, then of [R_r; R_z]^T. With few rows, one row of products.
-  static std::int64_t backward_scratch(const Dims& d, bool few_rows) {
-    return few_rows ? kMostBlockRows * d.hidden
-                    : Columns<T>(d.hidden).size(d.hidden) + Columns<T>(d.hidden).size(2 * d.hidden);
+  // Scratch: R_n^T, then [R_r; R_z]^T. Where R is read as it is: one row of products.
+  static std::int64_t backward_scratch(const Dims& d, Products products) {
+    if (products == Products::kRead) {
+      return kMostBlockRows * d.hidden * static_cast<std::int64_t>(sizeof(T));
+    }
+    return vectors(d.hidden) * (Packed<T>::vector_bytes(products, d.hidden) +
+                                Packed<T>::vector_bytes(products, 2 * d.hidden));
   }
-  static void pack_backward(const Scan& s, std::int64_t dir, void* scratch, bool few_rows) {
-    if (few_rows) return;
+  static void pack_backward(const Scan& s, const RowBlock& w) {
+    if (w.products == Products::kRead) return;
     const std::int64_t hidden = s.dims.hidden;
-    const T* r = Base::weight(s, dir);
-    T* out = static_cast<T*>(scratch);
-    pack_columns(r + 2 * hidden * hidden, hidden, 1, hidden, hidden, out);
-    pack_columns(r, hidden, 1, hidden, 2 * hidden, out + Columns<T>(hidden).size(hidden));
+    const T* r = Base::weight(s, w.dir);
+    char* out = static_cast<char*>(w.scratch);
+    Packed<T>::pack_all(w.products, r + 2 * hidden * hidden, hidden, 1, hidden, hidden, out);
+    out += vectors(hidden) * Packed<T>::vector_bytes(w.products, hidden);
+    Packed<T>::pack_all(w.products, r, hidden, 1, hidden, 2 * hidden, out);
   }
 
   struct GradientRow {
@@ -208,12 +219,14 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
     });
   }
 
-  static void backward(const BackwardScan& s, std::int64_t dir, std::int64_t begin,
-                       std::int64_t end, void* scratch_, bool few_rows) {
-    const Block<T> block(s, dir, begin, end);
+  static void backward(const BackwardScan& s, const RowBlock& w) {
+    const Block<T> block(s, w.dir, w.begin, w.end);
     const std::int64_t hidden = s.dims.hidden;
-    T* scratch = static_cast<T*>(scratch_);
-    const T* r = Base::weight(s, dir);
+    const T* r = Base::weight(s, w.dir);
+    const std::int64_t n_bytes = Packed<T>::vector_bytes(w.products, hidden);
+    const std::int64_t rz_bytes = Packed<T>::vector_bytes(w.products, 2 * hidden);
+    const char* panels_n = static_cast<const char*>(w.scratch);
+    const char* panels_rz = panels_n + vectors(hidden) * n_bytes;
     for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) {
       GradientRow rows[kMostBlockRows];
       const T* dn[kMostBlockRows];
@@ -237,41 +250,42 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
       }
       if (count == 0) continue;
       const bool last = k == 0 && !s.want_first;
-      if (few_rows) {
+      if (w.products == Products::kRead) {
+        T* out = static_cast<T*>(w.scratch);
         for (int i = 0; i < count; ++i) {
-          dot_products(1, hidden, hidden, dn[i], hidden, r + 2 * hidden * hidden, hidden, scratch,
+          dot_products(1, hidden, hidden, dn[i], hidden, r + 2 * hidden * hidden, hidden, out,
                        hidden, false);
-          second_gradients(rows[i], hidden, 0, hidden, scratch);
+          second_gradients(rows[i], hidden, 0, hidden, out);
           if (last) continue;
-          dot_products(1, hidden, 2 * hidden, drz[i], 2 * hidden, r, hidden, scratch, hidden,
-                       false);
-          add(scratch, rows[i].dh, hidden);
+          dot_products(1, hidden, 2 * hidden, drz[i], 2 * hidden, r, hidden, out, hidden, false);
+          add(out, rows[i].dh, hidden);
         }
         continue;
       }
       alignas(64) T out[kMostBlockRows * kWidePanel * kSize];
       const Columns<T> layout(hidden);
-      const T* panels_rz = scratch + layout.size(hidden);
-      for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
-        const int width = layout.width(panel);
-        multiply(dn, count, width, hidden, 0, 0, scratch + layout.offset(panel, hidden), out);
-        const std::int64_t first = layout.first(panel) * kSize;
-        const std::int64_t left = hidden - first;
-        for (int i = 0; i < count; ++i) {
-          second_gradients(rows[i], hidden, first, left < width * kSize ? left : width * kSize,
-                           out + i * width * kSize);
+      const auto columns = [&](std::int64_t panel) {
+        const std::int64_t rest = hidden - layout.first(panel) * kSize;
+        return rest < layout.width(panel) * kSize ? rest : layout.width(panel) * kSize;
+      };
+      {
+        const LeftRows<T> left(w.products, dn, count, hidden);
+        for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+          const int width = layout.width(panel);
+          left.multiply_with(panels_n + layout.first(panel) * n_bytes, width, out);
+          for (int i = 0; i < count; ++i) {
+            second_gradients(rows[i], hidden, layout.first(panel) * kSize, columns(panel),
+                             out + i * width * kSize);
+          }
         }
       }
       if (last) continue;
+      const LeftRows<T> left(w.products, drz, count, 2 * hidden);
       for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
         const int width = layout.width(panel);
-        multiply(drz, count, width, 2 * hidden, 0, 0,
-                 panels_rz + layout.offset(panel, 2 * hidden), out);
-        const std::int64_t first = layout.first(panel) * kSize;
-        const std::int64_t left = hidden - first;
+        left.multiply_with(panels_rz + layout.first(panel) * rz_bytes, width, out);
         for (int i = 0; i < count; ++i) {
-          add(out + i * width * kSize, rows[i].dh + first,
-              left < width * kSize ? left : width * kSize);
+          add(out + i * width * kSize, rows[i].dh + layout.first(panel) * kSize, columns(panel));
         }
       }
     }
@@ -284,7 +298,7 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
   }
 
   static constexpr RecurrentSteps table() {
-    return {&forward_scratch, &backward_scratch, &pack_forward,    &pack_backward,
+    return {&forward_scratch, &backward_scratch, &pack_forward, &pack_backward,
             &Base::forward,   &backward,         &Base::replay};
   }
 };

@@ -10,8 +10,7 @@ namespace {
 using checks::Checker;
 
 recurrent::Level level_of(Checker& check, const Context& ctx, const LstmInputs& in) {
-  recurrent::Level level =
-      recurrent::check_inputs(check, ctx, "lstm", in, 4, recurrent::Options());
+  recurrent::Level level = recurrent::check_inputs(check, ctx, "lstm", in, 4, recurrent::Options());
   const std::int64_t width = in.weight_hh.shape[0] * in.weight_hh.shape[2];
   check.input("c0", in.c0, in.x.dtype, {in.x.shape[1], width}, "(B, dirs*H)");
   level.c0 = in.c0;

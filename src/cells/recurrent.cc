@@ -42,8 +42,7 @@ struct Reserve {
 
   Reserve(const Context& ctx, const Level& level, const Dims& d, const Spec& spec, void* base) {
     Carver carver(base, ctx.backend().alignment);
-    const auto values =
-        static_cast<std::size_t>(d.dirs * d.cut.entries() * d.cut.batch * d.hidden);
+    const auto values = static_cast<std::size_t>(d.dirs * d.cut.entries() * d.cut.batch * d.hidden);
     if (!level.recompute) {
       gates = carver.take(values * static_cast<std::size_t>(spec.saved) * size_of(d.compute));
     }
@@ -139,8 +138,7 @@ class Run {
     r.part_rows = cut.steps * cut.batch;
     for (std::int64_t dir = 0; dir < dims_.dirs; ++dir) {
       const std::int64_t time = reversed(dir) ? cut.steps - c.step_end : c.step_begin;
-      const std::int64_t row =
-          (dir * cut.entries() + c.part_begin * cut.steps + time) * cut.batch;
+      const std::int64_t row = (dir * cut.entries() + c.part_begin * cut.steps + time) * cut.batch;
       r.data[dir] = advance(base, row * columns, size);
     }
     return r;
@@ -165,8 +163,8 @@ class Run {
 
   void prepare_inputs(bool forward) {
     if (level_.lengths.given()) {
-      dims_.cut.lengths = static_cast<const std::int64_t*>(
-          operands_.contiguous(level_.lengths, DataType::kInt64));
+      dims_.cut.lengths =
+          static_cast<const std::int64_t*>(operands_.contiguous(level_.lengths, DataType::kInt64));
     }
     // What stands at a padded step, NaN included, must not reach the products over time.
     const bool sanitise = !forward && level_.lengths.given() && level_.cut.skip;
@@ -193,11 +191,13 @@ class Run {
   struct Packed {
     void* data = nullptr;
     std::size_t bytes = 0;  // of one direction; 0: products read the weights themselves
+    bool scaled = false;    // GemmArgs::scaled
   };
-  Packed make_packed(std::int64_t n, std::int64_t k) {
+  Packed make_packed(std::int64_t n, std::int64_t k, bool scaled) {
     Packed p;
+    p.scaled = scaled;
     if (!plan_.pack_weights || backend_.packed_b_bytes == nullptr) return p;
-    p.bytes = backend_.packed_b_bytes(dims_.compute, n, k);
+    p.bytes = backend_.packed_b_bytes(dims_.compute, n, k, scaled);
     p.bytes = (p.bytes + backend_.alignment - 1) / backend_.alignment * backend_.alignment;
     p.data = operands_.take(p.bytes * static_cast<std::size_t>(dims_.dirs));
     return p;
@@ -207,6 +207,7 @@ class Run {
     for_each(ctx_, dims_.dirs, static_cast<double>(gate_rows() * dims_.input * dims_.dirs),
              [&](std::int64_t dir) {
                GemmArgs g = product();
+               g.scaled = p.scaled;
                g.trans_b = transposed;
                g.n = transposed ? gate_rows() : dims_.input;
                g.k = transposed ? dims_.input : gate_rows();
@@ -319,6 +320,7 @@ class Run {
     g.b = weight_ih(dir);
     g.ldb = g.lda;
     g.packed_b = packed(weights, dir);
+    g.scaled = weights.scaled;
     return g;
   }
   void zero_rows(const Rows& rows, const Chunk& c, std::int64_t dir, std::int64_t begin,
@@ -335,7 +337,7 @@ class ForwardRun : public Run {
   ForwardRun(const Context& ctx, const Level& level, const LevelOutputs& out, void* workspace)
       : Run(ctx, level, workspace), out_(out) {
     prepare_inputs(/*forward=*/true);
-    weights_ = make_packed(gate_rows(), dims_.input);
+    weights_ = make_packed(gate_rows(), dims_.input, /*scaled=*/true);
     scratch_ = operands_.take(kernels_.forward_scratch_bytes(dims_));
     y_ = out.y.given() ? operands_.place(out.y, dims_.compute) : nullptr;
     h_ = operands_.place(out.h_last, dims_.state);
@@ -345,8 +347,8 @@ class ForwardRun : public Run {
                               : operands_.take(state_bytes());
     }
     if (!level.need_grad || level.recompute) {
-      gates_ = operands_.take(
-          static_cast<std::size_t>(dims_.dirs * chunk_rows() * gate_rows()) * item());
+      gates_ = operands_.take(static_cast<std::size_t>(dims_.dirs * chunk_rows() * gate_rows()) *
+                              item());
     }
   }
 
@@ -411,32 +413,31 @@ class BackwardRun : public Run {
       : Run(ctx, level, workspace), grads_(grads) {
     prepare_inputs(/*forward=*/false);
     if (level.recompute) {
-      weights_ = make_packed(gate_rows(), dims_.input);
-      gates_ = operands_.take(static_cast<std::size_t>(dims_.dirs * chunk_rows() * spec_.saved *
-                                                       dims_.hidden) *
-                              item());
+      weights_ = make_packed(gate_rows(), dims_.input, /*scaled=*/true);
+      gates_ = operands_.take(
+          static_cast<std::size_t>(dims_.dirs * chunk_rows() * spec_.saved * dims_.hidden) *
+          item());
     }
-    transposed_ = make_packed(dims_.input, gate_rows());
+    transposed_ = make_packed(dims_.input, gate_rows(), /*scaled=*/true);
     scratch_ = operands_.take(kernels_.backward_scratch_bytes(dims_));
     if (level.recompute) {
       forward_scratch_ = operands_.take(kernels_.forward_scratch_bytes(dims_));
     }
     dy_ = grads.dy.given() ? operands_.contiguous(grads.dy, dims_.compute) : nullptr;
-    dh_ = grads.dh0.given() ? operands_.place(grads.dh0, dims_.state)
-                            : operands_.take(state_bytes());
+    dh_ =
+        grads.dh0.given() ? operands_.place(grads.dh0, dims_.state) : operands_.take(state_bytes());
     if (spec_.has_c) {
       dc_ = grads.dc0.given() ? operands_.place(grads.dc0, dims_.state)
                               : operands_.take(state_bytes());
     }
-    dgates_ = operands_.take(static_cast<std::size_t>(dims_.dirs * chunk_rows() * spec_.dgates *
-                                                      dims_.hidden) *
-                             item());
+    dgates_ = operands_.take(
+        static_cast<std::size_t>(dims_.dirs * chunk_rows() * spec_.dgates * dims_.hidden) * item());
     dx_ = operands_.place(grads.dx, dims_.compute);
     dweight_ih_ = operands_.place(grads.dweight_ih, dims_.compute);
     dweight_hh_ = operands_.place(grads.dweight_hh, dims_.compute);
     if (grads.dbias_ih.given() || grads.dbias_hh.given()) {
-      dbias_ = operands_.take(static_cast<std::size_t>(dims_.dirs * dgate_columns()) *
-                              sizeof(double));
+      dbias_ =
+          operands_.take(static_cast<std::size_t>(dims_.dirs * dgate_columns()) * sizeof(double));
     }
   }
 
@@ -560,12 +561,11 @@ class BackwardRun : public Run {
       }
       i -= dx_items;
       const std::int64_t begin = i * plan_.sum_columns;
-      backend_.sum_rows(ctx_, advance(scan.dgates.data[dir], begin, item()), dims_.compute,
-                        piece_rows(c) * pieces(c),
-                        std::min(plan_.sum_columns, dgate_columns() - begin),
-                        scan.dgates.row_stride,
-                        static_cast<double*>(dbias_) + dir * dgate_columns() + begin,
-                        /*accumulate=*/true);
+      backend_.sum_rows(
+          ctx_, advance(scan.dgates.data[dir], begin, item()), dims_.compute,
+          piece_rows(c) * pieces(c), std::min(plan_.sum_columns, dgate_columns() - begin),
+          scan.dgates.row_stride, static_cast<double*>(dbias_) + dir * dgate_columns() + begin,
+          /*accumulate=*/true);
     });
   }
 
@@ -582,6 +582,7 @@ class BackwardRun : public Run {
     g.b = weight_ih(dir);
     g.ldb = dims_.input;
     g.packed_b = packed(transposed_, dir);
+    g.scaled = true;
     g.beta = dims_.dirs == 2 ? 1.0 : 0.0;
     g.c = advance(dx_, (p.x_row + first) * dims_.input, item());
     g.ldc = dims_.input;
@@ -605,6 +606,7 @@ class BackwardRun : public Run {
       g.b = advance(x_, (p.x_row + p.skipped) * dims_.input, item());
       g.ldb = dims_.input;
       g.beta = 1.0;
+      g.scaled = true;
       g.c = advance(dweight_ih_, (dir * gate_rows() + begin) * dims_.input, item());
       g.ldc = dims_.input;
       backend_.gemm(ctx_, g);
@@ -636,6 +638,7 @@ class BackwardRun : public Run {
                       item());
         g.ldb = operand.row_stride;
         g.beta = 1.0;
+        g.scaled = true;
         g.c = advance(dweight_hh_, (dir * gate_rows() + first) * h, item());
         g.ldc = h;
         backend_.gemm(ctx_, g);
@@ -680,8 +683,8 @@ std::size_t level_backward_workspace_bytes(const Context& ctx, const Level& leve
                                            const LevelGradients& grads) {
   return BackwardRun(ctx, level, grads, nullptr).workspace_bytes();
 }
-void level_forward(const Context& ctx, const Level& level, const LevelOutputs& out,
-                   void* workspace, void* reserve) {
+void level_forward(const Context& ctx, const Level& level, const LevelOutputs& out, void* workspace,
+                   void* reserve) {
   ForwardRun(ctx, level, out, workspace).run(reserve);
 }
 void level_backward(const Context& ctx, const Level& level, const LevelGradients& grads,
@@ -697,8 +700,7 @@ void check_lengths(Checker& check, const Context& ctx, const TensorView& lengths
   if (!ctx.backend().host_accessible) return;
   for (std::int64_t b = 0; b < batch; ++b) {
     const std::int64_t at = b * lengths.strides[0];
-    const std::int64_t n =
-        narrow ? lengths.as<std::int32_t>()[at] : lengths.as<std::int64_t>()[at];
+    const std::int64_t n = narrow ? lengths.as<std::int32_t>()[at] : lengths.as<std::int64_t>()[at];
     if (n < 0 || n > time) {
       check.fail(ErrorCode::kValue, "lengths",
                  "expected values from 0 to T = " + std::to_string(time) +
@@ -736,16 +738,14 @@ Level check_inputs(Checker& check, const Context& ctx, const char* cell, const R
   const std::int64_t time = in.x.shape[0], batch = in.x.shape[1], input = in.x.shape[2];
   const std::int64_t hidden = in.weight_hh.shape[2];
   if (hidden < 1) {
-    check.fail(ErrorCode::kValue, "weight_hh",
-               "expected at least one hidden feature (actual: " + in.weight_hh.shape_string() +
-                   ")");
+    check.fail(
+        ErrorCode::kValue, "weight_hh",
+        "expected at least one hidden feature (actual: " + in.weight_hh.shape_string() + ")");
   }
   const DataType dtype = in.x.dtype;
   check.input("x", in.x, dtype, {time, batch, input}, "(T, B, D)");
-  check.input("weight_hh", in.weight_hh, dtype, {dirs, gates * hidden, hidden},
-              hh_formula.c_str());
-  check.input("weight_ih", in.weight_ih, dtype, {dirs, gates * hidden, input},
-              ih_formula.c_str());
+  check.input("weight_hh", in.weight_hh, dtype, {dirs, gates * hidden, hidden}, hh_formula.c_str());
+  check.input("weight_ih", in.weight_ih, dtype, {dirs, gates * hidden, input}, ih_formula.c_str());
   check.input("bias_ih", in.bias_ih, dtype, {dirs, gates * hidden}, bias_formula.c_str());
   check.input("bias_hh", in.bias_hh, dtype, {dirs, gates * hidden}, bias_formula.c_str());
   check.input("h0", in.h0, dtype, {batch, dirs * hidden}, "(B, dirs*H)");

@@ -17,9 +17,9 @@ struct Level {
   Options options;
   TensorView x;  // (cut.time, B, D)
   TensorView weight_ih, weight_hh, bias_ih, bias_hh;
-  TensorView h0, c0;    // (rows, dirs·H), or not given
-  TensorView lengths;   // (B,) int32 or int64, or not given
-  Cut cut;              // without lengths
+  TensorView h0, c0;   // (rows, dirs·H), or not given
+  TensorView lengths;  // (B,) int32 or int64, or not given
+  Cut cut;             // without lengths
   Direction direction = Direction::kForward;
   bool recompute = false;
   bool need_grad = true;
@@ -45,8 +45,8 @@ std::size_t level_forward_workspace_bytes(const Context& ctx, const Level& level
                                           const LevelOutputs& out);
 std::size_t level_backward_workspace_bytes(const Context& ctx, const Level& level,
                                            const LevelGradients& grads);
-void level_forward(const Context& ctx, const Level& level, const LevelOutputs& out,
-                   void* workspace, void* reserve);
+void level_forward(const Context& ctx, const Level& level, const LevelOutputs& out, void* workspace,
+                   void* reserve);
 void level_backward(const Context& ctx, const Level& level, const LevelGradients& grads,
                     void* workspace, const void* reserve);
 

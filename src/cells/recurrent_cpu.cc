@@ -4,6 +4,9 @@
 
 #include <algorithm>
 
+#include "cpu/amx_fixed.h"
+#include "cpu/threads.h"
+
 namespace penstock::cpu::recurrent_detail {
 namespace {
 
@@ -18,7 +21,7 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 
 // A chunk's gates, or their gradients, are about this large, so that they are still in a
 // second-level cache when the next product or scan reads them.
-constexpr std::int64_t kChunkBytes = std::int64_t{3} << 20;
+constexpr std::int64_t kChunkBytes = std::int64_t{1} << 20;
 constexpr std::int64_t kFewestChunkRows = 256, kMostChunkRows = 8192;
 // With fewer rows at a time, threads would go without work.
 constexpr std::int64_t kParallelRows = 128;
@@ -32,21 +35,33 @@ bool few_rows(const Dims& d) {
          d.hidden * std::max(d.hidden, d.input) >= kLargeWeights / 3;
 }
 
+Products products_of(const Dims& d, bool forward) {
+  if (few_rows(d)) return Products::kRead;
+  // By the size of the weights alone, so that a row's result does not depend on other rows.
+  const std::int64_t many = 3 * d.hidden;
+  const bool fixed = d.compute == DataType::kFloat32 &&
+                     (forward ? fixed_pays(many, d.hidden) : fixed_pays(d.hidden, many));
+  return fixed ? Products::kFixed : Products::kPanels;
+}
+
 const RecurrentSteps& steps_of(const Dims& d, const RecurrentVariant& v) {
   return d.compute == DataType::kFloat64 ? v.f64 : v.f32;
 }
 
 std::size_t dir_bytes(const Dims& d, const RecurrentVariant& v, bool forward) {
   const RecurrentSteps& steps = steps_of(d, v);
-  const std::int64_t elements = (forward ? steps.forward_scratch : steps.backward_scratch)(
-      d, few_rows(d));
-  const std::size_t bytes = static_cast<std::size_t>(elements) * size_of(d.compute);
-  return (bytes + 63) / 64 * 64;
+  const std::int64_t bytes =
+      (forward ? steps.forward_scratch : steps.backward_scratch)(d, products_of(d, forward));
+  return static_cast<std::size_t>((bytes + 63) / 64 * 64);
 }
 
-void* dir_scratch(const Scan& s, const RecurrentVariant& v, bool forward, std::int64_t dir) {
-  return static_cast<char*>(s.scratch) +
-         static_cast<std::size_t>(dir) * dir_bytes(s.dims, v, forward);
+RowBlock block_of(const Scan& s, const RecurrentVariant& v, bool forward, std::int64_t dir) {
+  RowBlock b;
+  b.dir = dir;
+  b.scratch =
+      static_cast<char*>(s.scratch) + static_cast<std::size_t>(dir) * dir_bytes(s.dims, v, forward);
+  b.products = products_of(s.dims, forward);
+  return b;
 }
 
 double product_work(const Scan& s, std::int64_t rows, int gates) {
@@ -54,15 +69,32 @@ double product_work(const Scan& s, std::int64_t rows, int gates) {
          static_cast<double>(s.dims.hidden * s.dims.hidden * gates * s.dims.dirs);
 }
 
-// Rows that one item takes: few enough for at least two items where there are two groups of eight,
-// and all of about the same size.
-std::int64_t block_rows(const Dims& d, std::int64_t rows) {
-  if (few_rows(d)) return kMostBlockRows;  // blocks share their scratch
-  const std::int64_t most = d.hidden <= 96 ? 16 : kMostBlockRows;
-  std::int64_t groups = ceil_div(rows, 8);
-  std::int64_t blocks = std::max(std::min<std::int64_t>(groups, 2), ceil_div(rows, most));
-  blocks += blocks % 2 != 0 && blocks < groups ? 1 : 0;
-  return std::min(kMostBlockRows, ceil_div(groups, blocks) * 8);
+// Rows that one item takes: groups of eight for the vector unit, of sixteen for the matrix unit,
+// and as many items as threads can share evenly. How rows are grouped does not change their
+// results.
+std::int64_t block_rows(const Dims& d, Products products, std::int64_t rows) {
+  if (products == Products::kRead) return kMostBlockRows;  // blocks share their scratch
+  const std::int64_t unit = products == Products::kFixed ? 16 : 8;
+  const std::int64_t most = products == Products::kFixed || d.hidden > 96 ? kMostBlockRows : 16;
+  const std::int64_t groups = ceil_div(rows, unit);
+  const std::int64_t share = ceil_div(thread_count(), d.dirs);
+  std::int64_t blocks = std::max(std::min(groups, share), ceil_div(rows, most));
+  blocks = std::min(groups, ceil_div(blocks, share) * share);
+  return std::min(kMostBlockRows, ceil_div(groups, blocks) * unit);
+}
+
+/// run(block) for all of a scan's rows and directions.
+template <class S, class F>
+void for_each_block(const Context& ctx, const S& s, const RecurrentVariant& v, bool forward,
+                    std::int64_t first, std::int64_t rows, std::int64_t size, double work,
+                    const F& run) {
+  const std::int64_t blocks = ceil_div(rows, size);
+  for_each(ctx, blocks * s.dims.dirs, work, [&](std::int64_t i) {
+    RowBlock b = block_of(s, v, forward, i / blocks);
+    b.begin = first + i % blocks * size;
+    b.end = std::min(b.begin + size, first + rows);
+    run(b);
+  });
 }
 
 }  // namespace
@@ -72,11 +104,11 @@ Plan plan(const Dims& d, const Spec& spec) {
   Plan p;
   const std::int64_t row_bytes =
       d.hidden * std::max(spec.saved, spec.dgates) * static_cast<std::int64_t>(size_of(d.compute));
-  const std::int64_t rows =
-      std::clamp(kChunkBytes / row_bytes, kFewestChunkRows, kMostChunkRows);
+  const std::int64_t rows = std::clamp(kChunkBytes / row_bytes, kFewestChunkRows, kMostChunkRows);
   const std::int64_t batch = std::max<std::int64_t>(1, cut.batch);
   const std::int64_t steps = std::max<std::int64_t>(1, cut.steps);
-  p.parts = std::clamp<std::int64_t>(rows / (steps * batch), 1, std::max<std::int64_t>(1, cut.parts));
+  p.parts =
+      std::clamp<std::int64_t>(rows / (steps * batch), 1, std::max<std::int64_t>(1, cut.parts));
   p.steps = steps;
   const std::int64_t parallel =
       std::min(std::max<std::int64_t>(1, cut.parts), ceil_div(kParallelRows, batch));
@@ -89,7 +121,9 @@ Plan plan(const Dims& d, const Spec& spec) {
   }
   p.tile_rows = 256;
   p.tile_outputs = 256;
-  p.tile_units = d.hidden * spec.gates <= 256 ? std::max<std::int64_t>(32, ceil_div(d.hidden * spec.gates, 64) * 32) : 256;
+  p.tile_units = d.hidden * spec.gates <= 256
+                     ? std::max<std::int64_t>(32, ceil_div(d.hidden * spec.gates, 64) * 32)
+                     : 256;
   p.sum_columns = 128;
   p.pack_weights = !few_rows(d);
   return p;
@@ -103,47 +137,32 @@ void prepare(const Context& ctx, const Scan& s, const RecurrentVariant& v, bool 
   const RecurrentSteps& steps = steps_of(s.dims, v);
   const double work = static_cast<double>(s.dims.hidden * s.dims.hidden * s.dims.dirs * 16);
   for_each(ctx, s.dims.dirs, work, [&](std::int64_t dir) {
-    (forward ? steps.pack_forward : steps.pack_backward)(s, dir, dir_scratch(s, v, forward, dir),
-                                                         few_rows(s.dims));
+    (forward ? steps.pack_forward : steps.pack_backward)(s, block_of(s, v, forward, dir));
   });
 }
 
 void forward(const Context& ctx, const ForwardScan& s, const RecurrentVariant& v) {
   const RecurrentSteps& steps = steps_of(s.dims, v);
-  const std::int64_t first = s.part_begin * s.dims.cut.batch;
   const std::int64_t rows = (s.part_end - s.part_begin) * s.dims.cut.batch;
-  const std::int64_t size = block_rows(s.dims, rows);
-  const std::int64_t blocks = ceil_div(rows, size);
-  for_each(ctx, blocks * s.dims.dirs, product_work(s, rows, 3), [&](std::int64_t i) {
-    const std::int64_t dir = i / blocks, begin = i % blocks * size;
-    steps.forward(s, dir, first + begin, first + std::min(begin + size, rows),
-                  dir_scratch(s, v, true, dir), few_rows(s.dims));
-  });
+  for_each_block(ctx, s, v, true, s.part_begin * s.dims.cut.batch, rows,
+                 block_rows(s.dims, products_of(s.dims, true), rows), product_work(s, rows, 3),
+                 [&](const RowBlock& b) { steps.forward(s, b); });
 }
 
 void replay(const Context& ctx, const ForwardScan& s, const RecurrentVariant& v) {
   const RecurrentSteps& steps = steps_of(s.dims, v);
   const std::int64_t rows =
       (s.part_end - s.part_begin) * (s.step_end - s.step_begin) * s.dims.cut.batch;
-  const std::int64_t blocks = ceil_div(rows, kMostBlockRows);
-  for_each(ctx, blocks * s.dims.dirs, product_work(s, rows, 3), [&](std::int64_t i) {
-    const std::int64_t dir = i / blocks, begin = i % blocks * kMostBlockRows;
-    steps.replay(s, dir, begin, std::min(begin + kMostBlockRows, rows),
-                 dir_scratch(s, v, true, dir), few_rows(s.dims));
-  });
+  for_each_block(ctx, s, v, true, 0, rows, kMostBlockRows, product_work(s, rows, 3),
+                 [&](const RowBlock& b) { steps.replay(s, b); });
 }
 
 void backward(const Context& ctx, const BackwardScan& s, const RecurrentVariant& v) {
   const RecurrentSteps& steps = steps_of(s.dims, v);
-  const std::int64_t first = s.part_begin * s.dims.cut.batch;
   const std::int64_t rows = (s.part_end - s.part_begin) * s.dims.cut.batch;
-  const std::int64_t size = block_rows(s.dims, rows);
-  const std::int64_t blocks = ceil_div(rows, size);
-  for_each(ctx, blocks * s.dims.dirs, product_work(s, rows, 3), [&](std::int64_t i) {
-    const std::int64_t dir = i / blocks, begin = i % blocks * size;
-    steps.backward(s, dir, first + begin, first + std::min(begin + size, rows),
-                   dir_scratch(s, v, false, dir), few_rows(s.dims));
-  });
+  for_each_block(ctx, s, v, false, s.part_begin * s.dims.cut.batch, rows,
+                 block_rows(s.dims, products_of(s.dims, false), rows), product_work(s, rows, 3),
+                 [&](const RowBlock& b) { steps.backward(s, b); });
 }
 
 }  // namespace penstock::cpu::recurrent_detail

@@ -7,23 +7,34 @@
 
 namespace penstock::cpu {
 
-/// Steps of one cell in one element type. A block is a range of at most kMostBlockRows rows (part p
-/// of sequence b is row p * batch + b); blocks are independent of each other.
+/// How a step multiplies its rows with R.
+enum class Products {
+  kPanels,  // floating point, R in panels (src/cpu/panels.h)
+  kFixed,   // fixed point on the matrix unit (src/cpu/amx_fixed.h)
+  kRead,    // floating point, R as it is: for few steps of large weights
+};
+
+/// Rows [begin, end) of one direction (part p of sequence b is row p * batch + b), at most
+/// kMostBlockRows; rows are independent of each other.
+struct RowBlock {
+  std::int64_t dir = 0, begin = 0, end = 0;
+  void* scratch = nullptr;  // the direction's
+  Products products = Products::kPanels;
+};
+
+/// Steps of one cell in one element type.
 struct RecurrentSteps {
-  /// Elements of scratch for one direction.
-  std::int64_t (*forward_scratch)(const recurrent::Dims&, bool few_rows);
-  std::int64_t (*backward_scratch)(const recurrent::Dims&, bool few_rows);
+  /// Bytes of scratch for one direction.
+  std::int64_t (*forward_scratch)(const recurrent::Dims&, Products);
+  std::int64_t (*backward_scratch)(const recurrent::Dims&, Products);
   /// Fill one direction's scratch from its weights.
-  void (*pack_forward)(const recurrent::Scan&, std::int64_t dir, void* scratch, bool few_rows);
-  void (*pack_backward)(const recurrent::Scan&, std::int64_t dir, void* scratch, bool few_rows);
-  /// All of the scan's steps for the rows [begin, end).
-  void (*forward)(const recurrent::ForwardScan&, std::int64_t dir, std::int64_t begin,
-                  std::int64_t end, void* scratch, bool few_rows);
-  void (*backward)(const recurrent::BackwardScan&, std::int64_t dir, std::int64_t begin,
-                   std::int64_t end, void* scratch, bool few_rows);
+  void (*pack_forward)(const recurrent::Scan&, const RowBlock&);
+  void (*pack_backward)(const recurrent::Scan&, const RowBlock&);
+  /// All of the scan's steps.
+  void (*forward)(const recurrent::ForwardScan&, const RowBlock&);
+  void (*backward)(const recurrent::BackwardScan&, const RowBlock&);
   /// The gates of entries [begin, end) among the scan's own (part, step in time, sequence).
-  void (*replay)(const recurrent::ForwardScan&, std::int64_t dir, std::int64_t begin,
-                 std::int64_t end, void* scratch, bool few_rows);
+  void (*replay)(const recurrent::ForwardScan&, const RowBlock&);
 };
 
 constexpr std::int64_t kMostBlockRows = 32;

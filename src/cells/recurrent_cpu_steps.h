@@ -4,13 +4,14 @@
 // A block of rows goes through all steps on its own: per step and panel of units, the products of
 // the block's rows with R (src/cpu/panels.h), then the gates of those units while the products are
 // in the first cache. Weights are read once per step and block, states stay in the first or second
-// cache, W x is read and gates are written once. Where there are only few steps of large weights,
-// R is read as it is instead.
+// cache, W x is read and gates are written once.
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "cells/recurrent_cpu.h"
+#include "cpu/amx_fixed.h"
 #include "cpu/gemm.h"
 #include "cpu/panels.h"
 
@@ -32,10 +33,10 @@ PENSTOCK_INLINE void put(Vec<T> v, T* p, int n) {
 /// Where a row of a block stands at one step. Null where the scan has no such array.
 template <class T>
 struct StepRow {
-  const T* h;      // before the step
+  const T* h;  // before the step
   T* h_next;
-  T* c;            // in place
-  T* gates;        // W x, then what backward reads
+  T* c;      // in place
+  T* gates;  // W x, then what backward reads
   T* y;
   T* h_kept;
   T* c_kept;
@@ -110,6 +111,84 @@ void dot_products(std::int64_t m, std::int64_t n, std::int64_t k, const T* a, st
   }
 }
 
+/// A matrix that rows are multiplied with, packed vector by vector of its columns. Neighbouring
+/// vectors of a panel are packed together.
+template <class T>
+struct Packed {
+  static constexpr int kSize = Vec<T>::kSize;
+  static constexpr bool kHasFixed = std::is_same_v<T, float> && kSize == kFixedColumns;
+
+  static std::int64_t vector_bytes(Products products, std::int64_t k) {
+    return kHasFixed && products == Products::kFixed
+               ? static_cast<std::int64_t>(fixed_vector_bytes(k))
+               : k * kSize * static_cast<std::int64_t>(sizeof(T));
+  }
+  /// Vector `at` of a panel `width` vectors wide that begins at `panel`.
+  static void pack(Products products, const T* source, std::int64_t k_stride,
+                   std::int64_t column_stride, int count, std::int64_t k, int at, int width,
+                   char* panel) {
+    if constexpr (kHasFixed) {
+      if (products == Products::kFixed) {
+        fixed_pack(source, k_stride, column_stride, count, k,
+                   panel + at * vector_bytes(products, k));
+        return;
+      }
+    }
+    pack_vector(source, k_stride, column_stride, count, k, at, width, reinterpret_cast<T*>(panel));
+  }
+  /// A matrix of plain columns, in the panels of Columns.
+  static void pack_all(Products products, const T* source, std::int64_t k_stride,
+                       std::int64_t column_stride, std::int64_t columns, std::int64_t k,
+                       char* out) {
+    const Columns<T> layout(columns);
+    for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+      for (int j = 0; j < layout.width(panel); ++j) {
+        const std::int64_t first = (layout.first(panel) + j) * kSize;
+        const std::int64_t left = columns - first;
+        pack(products, source + first * column_stride, k_stride, column_stride,
+             static_cast<int>(left < kSize ? left : kSize), k, j, layout.width(panel),
+             out + layout.first(panel) * vector_bytes(products, k));
+      }
+    }
+  }
+};
+
+/// A block's rows as the left side of products.
+template <class T>
+class LeftRows {
+ public:
+  LeftRows(Products products, const T* const* rows, int count, std::int64_t k1,
+           std::int64_t gap = 0, std::int64_t k2 = 0)
+      : rows_(rows), count_(count), k1_(k1), gap_(gap), k2_(k2) {
+    if constexpr (Packed<T>::kHasFixed) {
+      if (products == Products::kFixed) fixed_ = fixed_begin(rows, count, k1, gap, k2);
+    }
+  }
+  ~LeftRows() {
+    if constexpr (Packed<T>::kHasFixed) {
+      if (fixed_ != nullptr) fixed_end();
+    }
+  }
+  LeftRows(const LeftRows&) = delete;
+  LeftRows& operator=(const LeftRows&) = delete;
+  /// out[row][vector] for `width` neighbouring vectors.
+  void multiply_with(const char* panel, int width, T* out) const {
+    if constexpr (Packed<T>::kHasFixed) {
+      if (fixed_ != nullptr) {
+        fixed_multiply(fixed_, count_, k1_ + k2_, panel, width, out);
+        return;
+      }
+    }
+    multiply(rows_, count_, width, k1_, gap_, k2_, reinterpret_cast<const T*>(panel), out);
+  }
+
+ private:
+  const T* const* rows_;
+  int count_;
+  std::int64_t k1_, gap_, k2_;
+  const void* fixed_ = nullptr;
+};
+
 /// What all cells' steps have in common. `Derived` is Steps or TwoHalves.
 template <class T, class Cell, class Derived>
 struct StepsBase {
@@ -128,11 +207,13 @@ struct StepsBase {
   }
 
   /// Combined biases, vector by vector of units: kBiases vectors each.
-  static std::int64_t bias_size(const Dims& d) {
-    return vectors(d.hidden) * Cell::kBiases * kSize;
+  static std::int64_t bias_bytes(const Dims& d) {
+    return (vectors(d.hidden) * Cell::kBiases * kSize * static_cast<std::int64_t>(sizeof(T)) + 63) /
+           64 * 64;
   }
-  static void pack_bias(const Scan& s, std::int64_t dir, T* out) {
+  static void pack_bias(const Scan& s, std::int64_t dir, void* scratch) {
     const std::int64_t h = s.dims.hidden;
+    T* out = static_cast<T*>(scratch);
     const T* ih = static_cast<const T*>(s.bias_ih) + dir * Cell::kGates * h;
     const T* hh = static_cast<const T*>(s.bias_hh) + dir * Cell::kGates * h;
     for (std::int64_t v = 0; v < vectors(h); ++v) {
@@ -153,24 +234,23 @@ struct StepsBase {
     return static_cast<const T*>(s.weight_hh) + dir * Cell::kGates * s.dims.hidden * s.dims.hidden;
   }
 
-  /// R packed in panels of `gates` vectors, one per gate from gate 0 on, for each vector of units.
-  static std::int64_t gate_panel_size(const Dims& d, int gates) {
-    return d.hidden * gates * kSize;
-  }
-  static void pack_gate_panels(const Scan& s, std::int64_t dir, int gates, T* out) {
+  /// The first `gates` gates of R in panels of one vector per gate, for each vector of units.
+  static void pack_gates(const Scan& s, const RowBlock& w, int gates, char* out) {
     const std::int64_t h = s.dims.hidden;
-    const T* r = weight(s, dir);
+    const T* r = weight(s, w.dir);
     for (std::int64_t v = 0; v < vectors(h); ++v) {
       for (int g = 0; g < gates; ++g) {
-        pack_vector(r + (g * h + v * kSize) * h, 1, h, lanes(h, v), h, g, gates,
-                    out + v * gate_panel_size(s.dims, gates));
+        Packed<T>::pack(w.products, r + (g * h + v * kSize) * h, 1, h, lanes(h, v), h, g, gates,
+                        out + v * gates * Packed<T>::vector_bytes(w.products, h));
       }
     }
   }
+  /// Vectors of units whose gates one product takes: the matrix unit wants an even number.
+  static int units_at_once(const RowBlock& w) { return w.products == Products::kFixed ? 2 : 1; }
+  static constexpr int kMostUnitsAtOnce = 2;
 
-  static void forward(const ForwardScan& s, std::int64_t dir, std::int64_t begin, std::int64_t end,
-                      void* scratch, bool few_rows) {
-    const Block<T> block(s, dir, begin, end);
+  static void forward(const ForwardScan& s, const RowBlock& w) {
+    const Block<T> block(s, w.dir, w.begin, w.end);
     const std::int64_t hidden = s.dims.hidden;
     T* h = static_cast<T*>(s.h);
     T* h_next = static_cast<T*>(s.h_next);
@@ -197,8 +277,7 @@ struct StepsBase {
         if (s.save) Derived::clear_operand(r.gates, hidden);
       }
       if (count > 0) {
-        Derived::step(s, dir, rows, count, s.zero_state && k == s.step_begin,
-                      static_cast<T*>(scratch), few_rows);
+        Derived::step(s, w, rows, count, s.zero_state && k == s.step_begin);
       }
       T* swap = h;
       h = h_next;
@@ -211,15 +290,14 @@ struct StepsBase {
     }
   }
 
-  static void replay(const ForwardScan& s, std::int64_t dir, std::int64_t begin, std::int64_t end,
-                     void* scratch, bool few_rows) {
+  static void replay(const ForwardScan& s, const RowBlock& w) {
+    const std::int64_t dir = w.dir;
     const std::int64_t hidden = s.dims.hidden, batch = s.dims.cut.batch;
     const std::int64_t part_rows = (s.step_end - s.step_begin) * batch;
     Row rows[kMostBlockRows];
     int count = 0;
-    for (std::int64_t entry = begin; entry < end; ++entry) {
-      const std::int64_t part = entry / part_rows, t = entry % part_rows / batch,
-                         b = entry % batch;
+    for (std::int64_t entry = w.begin; entry < w.end; ++entry) {
+      const std::int64_t part = entry / part_rows, t = entry % part_rows / batch, b = entry % batch;
       std::int64_t first = 0, last = 0;
       s.dims.cut.valid(s.part_begin + part, b, &first, &last);
       const std::int64_t time = s.first_time(dir) + t;
@@ -235,7 +313,7 @@ struct StepsBase {
       }
     }
     if (count > 0) {
-      Derived::step(s, dir, rows, count, false, static_cast<T*>(scratch), few_rows);
+      Derived::step(s, w, rows, count, /*zero_state=*/false);
     }
   }
 };
@@ -244,40 +322,41 @@ struct StepsBase {
 template <class T, class Cell>
 struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
   using Base = StepsBase<T, Cell, Steps<T, Cell>>;
+  using Base::kSize;
+  using Base::lanes;
+  using Base::vectors;
   using typename Base::BackwardScan;
   using typename Base::Dims;
   using typename Base::ForwardScan;
   using typename Base::Row;
   using typename Base::Scan;
   using typename Base::V;
-  using Base::kSize;
-  using Base::lanes;
-  using Base::vectors;
   static constexpr int kGates = Cell::kGates;
   static constexpr int kSaved = Cell::kSaved;
   static constexpr int kGradients = Cell::kGradients;
   // Panels of a cell with one gate hold several vectors of units.
   static constexpr bool kUnitPanels = kGates == 1;
-  static constexpr int kTile = kUnitPanels ? kWidePanel : kGates;
+  static constexpr int kTile = kUnitPanels ? kWidePanel : kGates * Base::kMostUnitsAtOnce;
 
   static void clear_operand(T*, std::int64_t) {}
 
-  static std::int64_t forward_scratch(const Dims& d, bool few_rows) {
-    const std::int64_t products = few_rows ? kMostBlockRows * kGates * d.hidden
-                                  : kUnitPanels
-                                      ? Columns<T>(d.hidden).size(d.hidden)
-                                      : vectors(d.hidden) * Base::gate_panel_size(d, kGates);
-    return Base::bias_size(d) + products;
+  // Scratch: biases, then R; or, where R is read as it is, products.
+  static std::int64_t forward_scratch(const Dims& d, Products products) {
+    const std::int64_t row = kGates * d.hidden * static_cast<std::int64_t>(sizeof(T));
+    return Base::bias_bytes(d) +
+           (products == Products::kRead
+                ? kMostBlockRows * row
+                : vectors(d.hidden) * kGates * Packed<T>::vector_bytes(products, d.hidden));
   }
-  static void pack_forward(const Scan& s, std::int64_t dir, void* scratch, bool few_rows) {
-    T* out = static_cast<T*>(scratch);
-    Base::pack_bias(s, dir, out);
-    if (few_rows) return;
-    out += Base::bias_size(s.dims);
+  static void pack_forward(const Scan& s, const RowBlock& w) {
+    Base::pack_bias(s, w.dir, w.scratch);
+    if (w.products == Products::kRead) return;
+    const std::int64_t h = s.dims.hidden;
+    char* out = static_cast<char*>(w.scratch) + Base::bias_bytes(s.dims);
     if (kUnitPanels) {
-      pack_columns(Base::weight(s, dir), 1, s.dims.hidden, s.dims.hidden, s.dims.hidden, out);
+      Packed<T>::pack_all(w.products, Base::weight(s, w.dir), 1, h, h, h, out);
     } else {
-      Base::pack_gate_panels(s, dir, kGates, out);
+      Base::pack_gates(s, w, kGates, out);
     }
   }
 
@@ -324,15 +403,16 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     }
   }
 
-  static void step(const ForwardScan& s, std::int64_t dir, const Row* rows, int count,
-                   bool zero_state, T* scratch, bool few_rows) {
+  static void step(const ForwardScan& s, const RowBlock& w, const Row* rows, int count,
+                   bool zero_state) {
     const std::int64_t hidden = s.dims.hidden;
-    const T* bias = scratch;
-    T* data = scratch + Base::bias_size(s.dims);
-    if (few_rows) {
+    const T* bias = static_cast<const T*>(w.scratch);
+    char* data = static_cast<char*>(w.scratch) + Base::bias_bytes(s.dims);
+    if (w.products == Products::kRead) {
+      T* products = reinterpret_cast<T*>(data);
       const std::int64_t row = kGates * hidden;
       if (zero_state) {
-        clear(data, count * row);
+        clear(products, count * row);
       } else {
         for (int i = 0; i < count; ++i) {
           // Neighbours that are equally far apart share a reading of R.
@@ -342,12 +422,12 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
             ++same;
           }
           dot_products(same, row, hidden, rows[i].h, same > 1 ? rows[i + 1].h - rows[i].h : hidden,
-                       Base::weight(s, dir), hidden, data + i * row, row, true);
+                       Base::weight(s, w.dir), hidden, products + i * row, row, true);
           i += same - 1;
         }
       }
       for (std::int64_t v = 0; v < vectors(hidden); ++v) {
-        units_of(s, rows, count, v, data + v * kSize, row, hidden, bias);
+        units_of(s, rows, count, v, products + v * kSize, row, hidden, bias);
       }
       return;
     }
@@ -355,25 +435,27 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     const T* h[kMostBlockRows];
     for (int i = 0; i < count; ++i) h[i] = rows[i].h;
     if (zero_state) clear(out, count * kTile * kSize);
+    const LeftRows<T> left(zero_state ? Products::kPanels : w.products, h, count, hidden);
+    const std::int64_t vector_bytes = Packed<T>::vector_bytes(w.products, hidden);
     if (kUnitPanels) {
       const Columns<T> layout(hidden);
       for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
         const int width = layout.width(panel);
-        if (!zero_state) {
-          multiply(h, count, width, hidden, 0, 0, data + layout.offset(panel, hidden), out);
-        }
+        const std::int64_t first = layout.first(panel);
+        if (!zero_state) left.multiply_with(data + first * vector_bytes, width, out);
         for (int j = 0; j < width; ++j) {
-          units_of(s, rows, count, layout.first(panel) + j, out + j * kSize, width * kSize, 0,
-                   bias);
+          units_of(s, rows, count, first + j, out + j * kSize, width * kSize, 0, bias);
         }
       }
     } else {
-      for (std::int64_t v = 0; v < vectors(hidden); ++v) {
-        if (!zero_state) {
-          multiply(h, count, kGates, hidden, 0, 0, data + v * Base::gate_panel_size(s.dims, kGates),
-                   out);
+      const int at_once = Base::units_at_once(w);
+      for (std::int64_t v = 0; v < vectors(hidden); v += at_once) {
+        const int units = v + at_once <= vectors(hidden) ? at_once : 1;
+        const int width = units * kGates;
+        if (!zero_state) left.multiply_with(data + v * kGates * vector_bytes, width, out);
+        for (int j = 0; j < units; ++j) {
+          units_of(s, rows, count, v + j, out + j * kGates * kSize, width * kSize, kSize, bias);
         }
-        units_of(s, rows, count, v, out, kGates * kSize, kSize, bias);
       }
     }
   }
@@ -392,19 +474,23 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     return r;
   }
 
-  static std::int64_t backward_scratch(const Dims& d, bool few_rows) {
-    return few_rows ? kMostBlockRows * d.hidden : Columns<T>(d.hidden).size(kGates * d.hidden);
+  // Scratch: R^T; or, where R is read as it is, products.
+  static std::int64_t backward_scratch(const Dims& d, Products products) {
+    if (products == Products::kRead) {
+      return kMostBlockRows * d.hidden * static_cast<std::int64_t>(sizeof(T));
+    }
+    return vectors(d.hidden) * Packed<T>::vector_bytes(products, kGates * d.hidden);
   }
-  static void pack_backward(const Scan& s, std::int64_t dir, void* scratch, bool few_rows) {
-    if (few_rows) return;
-    const std::int64_t hidden = s.dims.hidden;
-    pack_columns(Base::weight(s, dir), hidden, 1, hidden, kGates * hidden,
-                 static_cast<T*>(scratch));
+  static void pack_backward(const Scan& s, const RowBlock& w) {
+    if (w.products == Products::kRead) return;
+    const std::int64_t h = s.dims.hidden;
+    Packed<T>::pack_all(w.products, Base::weight(s, w.dir), h, 1, h, kGates * h,
+                        static_cast<char*>(w.scratch));
   }
 
   struct GradientRow {
     const T* gates;
-    const T* h;   // before the step
+    const T* h;  // before the step
     const T* c;
     const T* dy;
     T* dgates;
@@ -430,9 +516,8 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     if (Cell::kHasC) put<kWhole>(dc_prev, r.dc + h, n);
   }
 
-  static void backward(const BackwardScan& s, std::int64_t dir, std::int64_t begin,
-                       std::int64_t end, void* scratch, bool few_rows) {
-    const Block<T> block(s, dir, begin, end);
+  static void backward(const BackwardScan& s, const RowBlock& w) {
+    const Block<T> block(s, w.dir, w.begin, w.end);
     const std::int64_t hidden = s.dims.hidden;
     for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) {
       GradientRow rows[kMostBlockRows];
@@ -458,19 +543,19 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
         rows[count++] = r;
       }
       if (count == 0 || (k == 0 && !s.want_first)) continue;
-      add_products(s, dir, rows, dgates, count, static_cast<T*>(scratch), few_rows);
+      add_products(s, w, rows, dgates, count);
     }
   }
 
   /// dh += gates' gradients · R.
-  static void add_products(const BackwardScan& s, std::int64_t dir, const GradientRow* rows,
-                           const T* const* dgates, int count, T* scratch, bool few_rows) {
+  static void add_products(const BackwardScan& s, const RowBlock& w, const GradientRow* rows,
+                           const T* const* dgates, int count) {
     const std::int64_t hidden = s.dims.hidden;
     const Runs run = runs(hidden);
-    if (few_rows) {
+    if (w.products == Products::kRead) {
+      T* out = static_cast<T*>(w.scratch);
+      const T* r = Base::weight(s, w.dir);
       for (int i = 0; i < count; ++i) {
-        T* out = scratch + i * hidden;
-        const T* r = Base::weight(s, dir);
         dot_products(1, hidden, run.first, dgates[i], run.first, r, hidden, out, hidden, false);
         add(out, rows[i].dh, hidden);
         if (run.second == 0) continue;
@@ -481,14 +566,16 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
       return;
     }
     alignas(64) T out[kMostBlockRows * kWidePanel * kSize];
+    const LeftRows<T> left(w.products, dgates, count, run.first, run.gap, run.second);
+    const std::int64_t vector_bytes = Packed<T>::vector_bytes(w.products, kGates * hidden);
     const Columns<T> layout(hidden);
     for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
       const int width = layout.width(panel);
-      multiply(dgates, count, width, run.first, run.gap, run.second,
-               scratch + layout.offset(panel, kGates * hidden), out);
+      left.multiply_with(static_cast<const char*>(w.scratch) + layout.first(panel) * vector_bytes,
+                         width, out);
       const std::int64_t first = layout.first(panel) * kSize;
-      const std::int64_t left = hidden - first;
-      const std::int64_t columns = left < width * kSize ? left : width * kSize;
+      const std::int64_t rest = hidden - first;
+      const std::int64_t columns = rest < width * kSize ? rest : width * kSize;
       for (int i = 0; i < count; ++i) add(out + i * width * kSize, rows[i].dh + first, columns);
     }
   }
@@ -500,7 +587,7 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
   }
 
   static constexpr RecurrentSteps table() {
-    return {&forward_scratch, &backward_scratch, &pack_forward,    &pack_backward,
+    return {&forward_scratch, &backward_scratch, &pack_forward, &pack_backward,
             &Base::forward,   &backward,         &Base::replay};
   }
 };

@@ -60,7 +60,7 @@ struct Options {
 };
 
 struct Dims {
-  std::int64_t input = 0, hidden = 0;     // D, H
+  std::int64_t input = 0, hidden = 0;  // D, H
   std::int64_t dirs = 1;
   Cut cut;
   Options options;
@@ -72,23 +72,24 @@ struct Dims {
 
 /// What the order of work must know of a cell. A block is H values of a row.
 struct Spec {
-  int gates = 1;    // G: row blocks of the weights
-  int saved = 1;    // blocks of a step's row in `gates` that backward reads, saved >= gates. Forward
-                    // finds W x in the first G
-  int dgates = 1;   // blocks of a step's row of gate gradients, dgates >= gates. The first G are
-                    // those of W x, in the order of the weights' rows
-  int h_split = 0;  // the weights' row blocks from this one on find their gradient of R h_prev
-  int h_block = 0;  // in the blocks from this one on; the blocks before it, in the first ones
+  int gates = 1;   // G: row blocks of the weights
+  int saved = 1;   // blocks of a step's row in `gates` that backward reads, saved >= gates. Forward
+                   // finds W x in the first G
+  int dgates = 1;  // blocks of a step's row of gate gradients, dgates >= gates. The first G are
+                   // those of W x, in the order of the weights' rows
+  int h_split = 0;   // the weights' row blocks from this one on find their gradient of R h_prev
+  int h_block = 0;   // in the blocks from this one on; the blocks before it, in the first ones
   int operand = -1;  // block of `gates` that the rows from h_split on multiply instead of h_prev
   bool has_c = false;
 };
 
 /// How a backend cuts the work into chunks; a function of the dimensions alone.
 struct Plan {
-  std::int64_t parts = 0;  // per chunk
-  std::int64_t steps = 0;  // per chunk; less than all only where a chunk's parts are all or one
-  std::int64_t tile_rows = 0;    // rows of W x and dx that one item of work takes
-  std::int64_t tile_outputs = 0;  // columns of W x that one item takes, where weights are not packed
+  std::int64_t parts = 0;      // per chunk
+  std::int64_t steps = 0;      // per chunk; less than all only where a chunk's parts are all or one
+  std::int64_t tile_rows = 0;  // rows of W x and dx that one item of work takes
+  std::int64_t tile_outputs =
+      0;                         // columns of W x that one item takes, where weights are not packed
   std::int64_t tile_units = 0;   // rows of a weight gradient that one item of work takes
   std::int64_t sum_columns = 0;  // columns of a bias gradient that one item of work takes
   bool pack_weights = false;     // bring weights into the backend's form for products
@@ -150,7 +151,7 @@ struct ForwardScan : Scan {
 };
 
 struct BackwardScan : Scan {
-  Rows dgates;              // compute type, dgates·H columns; 0 at padded steps
+  Rows dgates;               // compute type, dgates·H columns; 0 at padded steps
   const void* dy = nullptr;  // (time, B, dirs·H) compute type, or null
   void* dh = nullptr;  // (rows, dirs·H) state type: gradient after the scan's steps, then before
   void* dc = nullptr;

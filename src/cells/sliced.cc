@@ -51,9 +51,9 @@ std::int64_t check_recurrent(Checker& check, const SlicedInputs& in, const Slice
   const std::int64_t dirs = in.direction == Direction::kBidirectional ? 2 : 1;
   const std::int64_t hidden = level.weight_hh.shape[2];
   if (hidden < 1) {
-    check.fail(ErrorCode::kValue, names[1],
-               "expected at least one hidden feature (actual: " + level.weight_hh.shape_string() +
-                   ")");
+    check.fail(
+        ErrorCode::kValue, names[1],
+        "expected at least one hidden feature (actual: " + level.weight_hh.shape_string() + ")");
   }
   const DataType dtype = in.x.dtype;
   check.input(names[0], level.weight_ih, dtype, {dirs, gates * hidden, input}, ih.c_str());
@@ -134,8 +134,7 @@ class Sliced {
         names[j] = names_.back().c_str();
       }
       const SlicedLevel& given = in.levels[i];
-      const std::int64_t hidden =
-          cell_.check(check, in, given, names, input, cell_.gates);
+      const std::int64_t hidden = cell_.check(check, in, given, names, input, cell_.gates);
       Level& level = levels_[i];
       level.cell = cell_.name;
       level.options.activation = in.activation;
@@ -155,7 +154,7 @@ class Sliced {
       cut.batch = batch;
       cut.parts = parts_[i];
       cut.steps = steps_[i];
-      cut.skip = in.mask == SliceMask::kSkip;
+      cut.skip = in.mask == SliceMask::kSkip || time == 0;  // of nothing comes 0
       cut.left = in.pad == PadSide::kLeft;
       cut.whole = time;
       cut.padded = parts_[0] * steps_[0];
@@ -212,8 +211,7 @@ class Sliced {
     for (int i = 0; i < count_; ++i) {
       LevelOutputs out;
       out.h_last = rows(i, nowhere);
-      most = std::max(most,
-                      cell_.forward_workspace_bytes(ctx_, level(i, nullptr, need_grad), out));
+      most = std::max(most, cell_.forward_workspace_bytes(ctx_, level(i, nullptr, need_grad), out));
     }
     return most;
   }

@@ -146,14 +146,15 @@ class Run {
     const Backend& backend = ctx_.backend();
     const Group widest = group(0);
     if (plan_.pack_operand && backend.packed_b_bytes != nullptr) {
-      operand_bytes_ = forward ? backend.packed_b_bytes(dims_.compute, widest.columns, dims_.input)
-                               : backend.packed_b_bytes(dims_.compute, dims_.input, widest.columns);
+      operand_bytes_ =
+          forward ? backend.packed_b_bytes(dims_.compute, widest.columns, dims_.input, false)
+                  : backend.packed_b_bytes(dims_.compute, dims_.input, widest.columns, true);
       operand_bytes_ =
           (operand_bytes_ + backend.alignment - 1) / backend.alignment * backend.alignment;
     }
     if (in_.mask_pad.given()) {
-      pad_ = static_cast<const std::uint8_t*>(
-          operands_.contiguous(in_.mask_pad, in_.mask_pad.dtype));
+      pad_ =
+          static_cast<const std::uint8_t*>(operands_.contiguous(in_.mask_pad, in_.mask_pad.dtype));
     }
     if (in_.lengths.given()) {
       cut_.lengths =
@@ -181,8 +182,8 @@ class Run {
   void prepare_x(bool forward) {
     const Backend& backend = ctx_.backend();
     // What stands at a padded step, NaN included, must not reach the products over time; above the
-    // lowest level it is 0. Asked of the arguments, not of cut_ and pad_: while the workspace is only
-    // measured, what is converted has no address yet.
+    // lowest level it is 0. Asked of the arguments, not of cut_ and pad_: while the workspace is
+    // only measured, what is converted has no address yet.
     const bool lengths = in_.lengths.given() && cut_.skip && cut_.unit == 1;
     const bool sanitise = !forward && (in_.mask_pad.given() || lengths);
     void* copy = nullptr;
@@ -213,10 +214,10 @@ class Run {
     v.shape[0] = dims_.blocks;
     v.shape[1] = g.channels;
     v.strides[0] = weight.strides[1] * dims_.hidden;
-    v.data = advance(
-        weight.data,
-        weight.strides[0] * g.range.dir_begin + weight.strides[1] * g.range.channel_begin,
-        size_of(weight.dtype));
+    v.data =
+        advance(weight.data,
+                weight.strides[0] * g.range.dir_begin + weight.strides[1] * g.range.channel_begin,
+                size_of(weight.dtype));
     return v;
   }
   TensorView packed_rows(void* packed, const Group& g) const {
@@ -224,8 +225,8 @@ class Run {
                       {dims_.blocks, g.channels, dims_.input}, ctx_.device());
   }
   /// Copy the group's rows of the weight next to each other and, where the backend has a form of
-  /// its own for what products share, into that, both if planned: for u = x · weight^T if `transposed`, else for
-  /// dx = du · weight.
+  /// its own for what products share, into that, both if planned: for u = x · weight^T if
+  /// `transposed`, else for dx = du · weight.
   void pack(std::int64_t i, const Group& g, bool transposed) const {
     if (plan_.pack_weight) {
       ctx_.backend().convert(ctx_, rows_of(in_.weight, g), packed_rows(packed_weight_, g));
@@ -233,6 +234,7 @@ class Run {
     if (operand_bytes_ == 0) return;
     GemmArgs product = gemm_args();
     product.trans_b = transposed;
+    product.scaled = !transposed;
     product.n = transposed ? g.columns : dims_.input;
     product.k = transposed ? dims_.input : g.columns;
     product.b = advance(weight(), rows(g).begin * dims_.input, compute_size());
@@ -428,12 +430,10 @@ class BackwardRun : public Run {
     c0_ = work.c0.given() ? operands_.contiguous(work.c0, dims_.state)
                           : operands_.zeros(states_bytes());
     dy_ = work.dy.given() ? operands_.contiguous(work.dy, dims_.compute) : nullptr;
-    dh_last_ =
-        work.dh_last.given() ? operands_.contiguous(work.dh_last, dims_.compute) : nullptr;
+    dh_last_ = work.dh_last.given() ? operands_.contiguous(work.dh_last, dims_.compute) : nullptr;
     const bool same_state = dims_.state == dims_.dtype;
     const bool same_compute = dims_.compute == dims_.dtype;
-    dc_state_ =
-        work.dc0.given() && same_state ? work.dc0.data : operands_.take(states_bytes());
+    dc_state_ = work.dc0.given() && same_state ? work.dc0.data : operands_.take(states_bytes());
     du_ = operands_.take(u_bytes(dims_.rows()));
     dx_ = same_compute && !completed()
               ? work.dx.data
@@ -446,8 +446,8 @@ class BackwardRun : public Run {
     } else if (dims_.skip_from_x) {
       dx_skip_ = dx_;
     }
-    dweight_ = same_compute && !plan_.pack_weight ? work.dweight.data
-                                                  : operands_.take(weight_bytes());
+    dweight_ =
+        same_compute && !plan_.pack_weight ? work.dweight.data : operands_.take(weight_bytes());
     dparams_bytes_ = kernels_.param_partial_bytes(dims_);
     dparams_ = operands_.take(dparams_bytes_);
     if (work.dmask_c.given()) {
@@ -510,6 +510,7 @@ class BackwardRun : public Run {
 
       GemmArgs product = gemm_args();
       product.trans_a = true;
+      product.scaled = true;
       product.m = w.rows;
       product.n = dims_.input;
       product.k = rows_of(c);
@@ -547,6 +548,7 @@ class BackwardRun : public Run {
         product.b = advance(weight(), (w.begin + segment * w.stride) * dims_.input, compute_size());
         product.ldb = std::max<std::int64_t>(1, dims_.input);
         product.packed_b = operand(i);
+        product.scaled = true;
         product.beta = onto ? 1.0 : 0.0;
         product.c = advance(dx_, row * dims_.input, compute_size());
         product.ldc = product.ldb;

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <new>
 
+#include "cpu/amx_tiles.h"
 #include "cpu/blas.h"
 #include "cpu/gemm.h"
 #include "cpu/isa.h"
@@ -33,14 +34,6 @@ constexpr std::size_t kPanelStep = kParts * 2 * kTileBytes;
 constexpr std::int64_t kMaxSteps = 16;     // k = 512
 constexpr std::int64_t kMaxRows = 64;      // of A, packed: 64 x 512 x 6 bytes = 192 KiB
 constexpr std::int64_t kMaxColumns = 384;  // of B, packed: 1152 KiB
-
-struct TileConfig {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // Sixteen float32 as three bfloat16 each, in the high halves of 32-bit lanes (what lies in the low
 // halves does not count). Rounding to nearest leaves each part at most 2^-8 of the one before, so
@@ -75,40 +68,6 @@ bool fit(std::uint32_t a, std::uint32_t b) {
   constexpr std::uint32_t kLimit = 0x7f000000u, kBias = 127, kSmallest = 2 * kBias - 70;
   if (a >= kLimit || b >= kLimit) return false;
   return a == 0 || b == 0 || (a >> 23) + (b >> 23) >= kSmallest;
-}
-
-inline __mmask16 first(std::int64_t n) {
-  return n >= 16 ? static_cast<__mmask16>(0xffff)
-                 : static_cast<__mmask16>((1u << (n < 0 ? 0 : n)) - 1u);
-}
-
-// 16 x 16 transpose of 32-bit lanes, in place.
-inline void transpose(__m512i* tile) {
-  __m512i r[16];
-  for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(tile + i);
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 4) {
-    const __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    const __m512i b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    const __m512i c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]);
-    const __m512i d = _mm512_unpackhi_epi32(r[i + 2], r[i + 3]);
-    t[i] = _mm512_unpacklo_epi64(a, c);
-    t[i + 1] = _mm512_unpackhi_epi64(a, c);
-    t[i + 2] = _mm512_unpacklo_epi64(b, d);
-    t[i + 3] = _mm512_unpackhi_epi64(b, d);
-  }
-  // t[4 q + j]: rows 4q..4q+3 of columns j, j+4, j+8, j+12, one 128-bit lane each.
-  for (int j = 0; j < 4; ++j) {
-    const __m512i a = _mm512_shuffle_i32x4(t[j], t[4 + j], 0x88);
-    const __m512i b = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0x88);
-    const __m512i c = _mm512_shuffle_i32x4(t[j], t[4 + j], 0xdd);
-    const __m512i d = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0xdd);
-    r[j] = _mm512_shuffle_i32x4(a, b, 0x88);
-    r[8 + j] = _mm512_shuffle_i32x4(a, b, 0xdd);
-    r[4 + j] = _mm512_shuffle_i32x4(c, d, 0x88);
-    r[12 + j] = _mm512_shuffle_i32x4(c, d, 0xdd);
-  }
-  for (int i = 0; i < 16; ++i) _mm512_store_si512(tile + i, r[i]);
 }
 
 // Write one tile's three parts, `kPartLines` lines apart, from a source whose k is contiguous: rows
@@ -196,8 +155,7 @@ std::uint32_t pack(bool along_k, bool is_b, const float* source, std::int64_t ld
           continue;
         }
         if (along_k) {
-          lines_from_rows(source + at * ld + k, ld, count - at, depth - k, lines,
-                          each + t * kTile);
+          lines_from_rows(source + at * ld + k, ld, count - at, depth - k, lines, each + t * kTile);
         } else {
           lines_from_pairs(source + k * ld + at, ld, count - at, depth - k, lines, &magnitude);
         }
@@ -323,8 +281,8 @@ bool detect() {
   }
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
+  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0 || (d & kAmxInt8) == 0) return false;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return false;
   constexpr unsigned kAvx512Bf16 = 1u << 5;
   if ((a & kAvx512Bf16) == 0) return false;

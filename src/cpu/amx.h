@@ -6,8 +6,8 @@
 
 namespace penstock::cpu {
 
-/// Whether this build, this processor and this kernel have AMX with bfloat16, and PENSTOCK_ISA does
-/// not cap it.
+/// Whether this build, this processor and this kernel have AMX with bfloat16 and int8, and
+/// PENSTOCK_ISA does not cap it.
 bool has_amx();
 
 /// Whether a product of this size runs faster there than in the BLAS.

@@ -6,6 +6,7 @@
 
 #include "core/backend.h"
 #include "cpu/amx.h"
+#include "cpu/amx_fixed.h"
 #include "cpu/blas.h"
 #include "cpu/cells.h"
 #include "cpu/gemm.h"
@@ -38,8 +39,10 @@ void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const double*
 
 void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
-                float* c, std::int64_t ldc) {
-  if (has_amx() && amx_pays(m, n, k)) {
+                float* c, std::int64_t ldc, bool scaled) {
+  if (scaled && (beta == 0.0f || beta == 1.0f) && fixed_gemm_pays(m, n, k)) {
+    fixed_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+  } else if (has_amx() && amx_pays(m, n, k)) {
     amx_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
   } else {
     blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
@@ -47,7 +50,7 @@ void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
 }
 void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
-                double* c, std::int64_t ldc) {
+                double* c, std::int64_t ldc, bool) {
   blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
 }
 
@@ -56,9 +59,16 @@ void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
 bool packed_for_amx(DataType dtype, std::int64_t n, std::int64_t k) {
   return dtype == DataType::kFloat32 && has_amx() && amx_pays_packed(n, k);
 }
+bool packed_for_fixed(DataType dtype, std::int64_t n, std::int64_t k, bool scaled) {
+  return scaled && dtype == DataType::kFloat32 && fixed_gemm_pays_packed(n, k);
+}
 
 void packed_gemm(const GemmArgs& g) {
-  if (packed_for_amx(g.dtype, g.n, g.k)) {
+  if (packed_for_fixed(g.dtype, g.n, g.k, g.scaled)) {
+    fixed_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, static_cast<const float*>(g.a), g.lda,
+               static_cast<const float*>(g.b), g.ldb, static_cast<float>(g.beta),
+               static_cast<float*>(g.c), g.ldc, g.packed_b);
+  } else if (packed_for_amx(g.dtype, g.n, g.k)) {
     amx_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, static_cast<const float*>(g.a), g.lda,
              static_cast<const float*>(g.b), g.ldb, static_cast<float>(g.beta),
              static_cast<float*>(g.c), g.ldc, g.packed_b);
@@ -84,7 +94,7 @@ void gemm_as(const GemmArgs& g) {
     if (few_rows) {
       few_rows_gemm(g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
     } else {
-      large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
+      large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc, g.scaled);
     }
     a += g.stride_a;
     b += g.stride_b;
@@ -103,7 +113,8 @@ void gemm(const Context&, const GemmArgs& g) {
   }
 }
 
-std::size_t packed_b_bytes(DataType dtype, std::int64_t n, std::int64_t k) {
+std::size_t packed_b_bytes(DataType dtype, std::int64_t n, std::int64_t k, bool scaled) {
+  if (packed_for_fixed(dtype, n, k, scaled)) return fixed_gemm_packed_b_bytes(n, k);
   if (packed_for_amx(dtype, n, k)) return amx_packed_b_bytes(n, k);
   if (dtype == DataType::kFloat64) {
     return static_cast<std::size_t>(panel_kernels().size_f64(n, k)) * sizeof(double);
@@ -112,7 +123,9 @@ std::size_t packed_b_bytes(DataType dtype, std::int64_t n, std::int64_t k) {
 }
 
 void pack_b(const Context&, const GemmArgs& g, void* packed) {
-  if (packed_for_amx(g.dtype, g.n, g.k)) {
+  if (packed_for_fixed(g.dtype, g.n, g.k, g.scaled)) {
+    fixed_gemm_pack_b(g.trans_b, g.n, g.k, static_cast<const float*>(g.b), g.ldb, packed);
+  } else if (packed_for_amx(g.dtype, g.n, g.k)) {
     amx_pack_b(g.trans_b, g.n, g.k, static_cast<const float*>(g.b), g.ldb, packed);
   } else if (g.dtype == DataType::kFloat64) {
     panel_kernels().pack_f64(g.trans_b, g.n, g.k, static_cast<const double*>(g.b), g.ldb,

@@ -145,23 +145,23 @@ void multiply_columns(std::int64_t m, std::int64_t n, std::int64_t k, const T* a
         const T* from = out + i * width * V::kSize;
         T* to = c + (i0 + i) * ldc + first;
         if (beta == T(0)) {
-          for_each_vector<V>(columns, [&](auto whole, std::int64_t j, int lanes)
-                                          PENSTOCK_LAMBDA_INLINE {
-            if (decltype(whole)::value) {
-              V::load(from + j).store(to + j);
-            } else {
-              V::load(from + j, lanes).store(to + j, lanes);
-            }
-          });
+          for_each_vector<V>(columns,
+                             [&](auto whole, std::int64_t j, int lanes) PENSTOCK_LAMBDA_INLINE {
+                               if (decltype(whole)::value) {
+                                 V::load(from + j).store(to + j);
+                               } else {
+                                 V::load(from + j, lanes).store(to + j, lanes);
+                               }
+                             });
         } else {
-          for_each_vector<V>(columns, [&](auto whole, std::int64_t j, int lanes)
-                                          PENSTOCK_LAMBDA_INLINE {
-            if (decltype(whole)::value) {
-              (V::load(from + j) + V::load(to + j)).store(to + j);
-            } else {
-              (V::load(from + j, lanes) + V::load(to + j, lanes)).store(to + j, lanes);
-            }
-          });
+          for_each_vector<V>(
+              columns, [&](auto whole, std::int64_t j, int lanes) PENSTOCK_LAMBDA_INLINE {
+                if (decltype(whole)::value) {
+                  (V::load(from + j) + V::load(to + j)).store(to + j);
+                } else {
+                  (V::load(from + j, lanes) + V::load(to + j, lanes)).store(to + j, lanes);
+                }
+              });
         }
       }
     }
@@ -182,20 +182,23 @@ void pack(bool trans_b, std::int64_t n, std::int64_t k, const T* b, std::int64_t
 }  // namespace
 
 const PanelKernels& panel_kernels() {
-  static constexpr PanelKernels table = {&size<float>,  &size<double>,
-                                         &pack<float>,  &pack<double>,
-                                         &multiply_columns<float>, &multiply_columns<double>};
+  static constexpr PanelKernels table = {&size<float>,
+                                         &size<double>,
+                                         &pack<float>,
+                                         &pack<double>,
+                                         &multiply_columns<float>,
+                                         &multiply_columns<double>};
   return table;
 }
 
-#define PENSTOCK_INSTANTIATE(T)                                                                  \
-  template void multiply<T>(const T* const*, std::int64_t, int, std::int64_t, std::int64_t,      \
-                            std::int64_t, const T*, T*);                                         \
+#define PENSTOCK_INSTANTIATE(T)                                                                   \
+  template void multiply<T>(const T* const*, std::int64_t, int, std::int64_t, std::int64_t,       \
+                            std::int64_t, const T*, T*);                                          \
   template void pack_vector<T>(const T*, std::int64_t, std::int64_t, int, std::int64_t, int, int, \
-                               T*);                                                              \
+                               T*);                                                               \
   template void pack_columns<T>(const T*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, \
-                                T*);                                                             \
-  template void multiply_columns<T>(std::int64_t, std::int64_t, std::int64_t, const T*,          \
+                                T*);                                                              \
+  template void multiply_columns<T>(std::int64_t, std::int64_t, std::int64_t, const T*,           \
                                     std::int64_t, const T*, T, T*, std::int64_t);
 PENSTOCK_INSTANTIATE(float)
 PENSTOCK_INSTANTIATE(double)

@@ -27,9 +27,7 @@ struct Columns {
     panels = (vectors + kWidePanel - 1) / kWidePanel;
   }
   /// First vector of a panel.
-  PENSTOCK_INLINE std::int64_t first(std::int64_t panel) const {
-    return vectors * panel / panels;
-  }
+  PENSTOCK_INLINE std::int64_t first(std::int64_t panel) const { return vectors * panel / panels; }
   PENSTOCK_INLINE int width(std::int64_t panel) const {
     return static_cast<int>(first(panel + 1) - first(panel));
   }

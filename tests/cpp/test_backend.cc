@@ -284,7 +284,7 @@ class LargeProduct {
     g.c = out.data();
     g.ldc = n_;
     const std::size_t bytes =
-        backend.packed_b_bytes == nullptr ? 0 : backend.packed_b_bytes(g.dtype, n_, k_);
+        backend.packed_b_bytes == nullptr ? 0 : backend.packed_b_bytes(g.dtype, n_, k_, g.scaled);
     const Array form = Array::bytes(bytes);
     if (packed && bytes > 0) {
       backend.pack_b(ctx, g, form.view().data);
