@@ -17,6 +17,7 @@ import numpy as np
 import penstock
 import pytest
 from penstock import nn, optim
+from penstock.layers import sliced as sliced_module
 from penstock.layers import sru as sru_module
 
 
@@ -230,12 +231,33 @@ def _sru_on_the_stand_in(x: Any, *args: Any, **kwargs: Any) -> Any:
     return penstock.SRUOutput(ndarray(out.y), ndarray(out.c_last), out.backprop and backprop)
 
 
+def _on_the_stand_in(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation with its arrays taken off the stand-in, and its results put back."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not any(isinstance(a, ndarray) for a in args):
+            return function(*args, **kwargs)
+        out = function(*_unwrap(args), **{k: _unwrap(v) for k, v in kwargs.items()})
+
+        def backprop(*gradients: Any) -> Any:
+            grads = out.backprop(*_unwrap(gradients))
+            return type(grads)(*map(_wrap, grads))
+
+        return type(out)(*map(_wrap, out[:-1]), out.backprop and backprop)
+
+    return call
+
+
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The stand-in, imported as cupy."""
     module = make_module()
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setattr(sru_module, "sru", _sru_on_the_stand_in)
+    for layer in (penstock.GRU, penstock.LSTM, penstock.RNN):
+        operation = staticmethod(_on_the_stand_in(layer._operation))
+        monkeypatch.setattr(layer, "_operation", operation)
+    monkeypatch.setattr(sliced_module, "sliced", _on_the_stand_in(penstock.sliced))
     yield module
 
 
@@ -319,6 +341,45 @@ def test_sru(cupy: Any, options: dict[str, Any], padded: str) -> None:
     if padded:
         kwargs["lengths"] = np.arange(batch) if padded == "array" else list(range(batch))
     compare_layer(cupy, make, X, **kwargs)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2, "bidirectional": True, "layer_norm": True, "batch_first": True},
+        {"num_layers": 2, "dropout": 0.5, "weight_dropout": 0.5, "bias": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
+def test_recurrent_layers(cupy: Any, cell: str, options: dict[str, Any], padded: bool) -> None:
+    def make() -> Any:
+        return getattr(penstock, cell)(5, 4, dtype="float64", seed=0, **options)
+
+    steps = X.swapaxes(0, 1) if options.get("batch_first") else X
+    compare_layer(cupy, make, steps, **({"lengths": np.array([4, 2, 0])} if padded else {}))
+    device = make().to("cuda")
+    out = device(cupy.asarray(steps), training=True)
+    assert out.backprop(out.y).dparameters["layers.0.weight_hh"].shape[0] == device.directions
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_first": True, "bidirectional": True}, {"cell": "sru"}, {"weight_dropout": 0.5}],
+    ids=str,
+)
+def test_sliced_layer(cupy: Any, options: dict[str, Any], padded: bool) -> None:
+    def make() -> Any:
+        return penstock.SlicedRNN(5, 4, (2, 2), dtype="float64", seed=0, **options)
+
+    steps = X.swapaxes(0, 1) if options.get("batch_first") else X
+    compare_layer(cupy, make, steps, **({"lengths": np.array([4, 2, 0])} if padded else {}))
+    out = make().to("cuda")(cupy.asarray(steps), training=True)
+    grads = out.backprop(None, [out.levels[0], None, out.levels[2]])
+    assert grads.dx.shape == steps.shape and len(grads.dparameters) > 0
 
 
 def test_masks_are_drawn_on_the_device_and_resume(cupy: Any) -> None:
