@@ -273,7 +273,7 @@ inline void replay(const Context& ctx, const ForwardScan& a) {
 // two barriers: what the first one reads, h, is written after the second barrier's half began, and
 // q likewise. Shared memory: R once (transposed), h and q of each row.
 template <class T, int kRows>
-__global__ void __launch_bounds__(mixing::kTileThreads)
+__global__ void __launch_bounds__(mixing::kTileThreads, 1)
     gru_tile_forward_kernel(ForwardScan a, const state_t<T>* bias, int groups) {
   using S = state_t<T>;
   PENSTOCK_SHARED_MEMORY(unsigned char, shared);
@@ -370,7 +370,7 @@ __global__ void __launch_bounds__(mixing::kTileThreads)
 // Work split, traffic, limits, invariants, launch: as mixing::tile_backward_kernel, with three
 // barriers per step for its two products. Shared memory: R once, G·H values per row.
 template <class T, int kRows>
-__global__ void __launch_bounds__(mixing::kTileThreads)
+__global__ void __launch_bounds__(mixing::kTileThreads, 1)
     gru_tile_backward_kernel(BackwardScan a, int groups) {
   using S = state_t<T>;
   PENSTOCK_SHARED_MEMORY(unsigned char, shared);

@@ -260,7 +260,7 @@ __device__ __forceinline__ void cut_shared(unsigned char* shared, std::int64_t w
 // each thread its own elements; a padded step's W x may be NaN and is not used. Launch:
 // tile_launch.
 template <class Family, class T, int kRows>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 1)
     tile_forward_kernel(ForwardScan a, const state_t<T>* bias, int groups) {
   using S = state_t<T>;
   using Shape = typename Family::Shape;
@@ -353,7 +353,8 @@ __global__ void __launch_bounds__(kTileThreads)
 // row. Limits, launch: as forward. Invariants: gradients of padded steps are zeros, whatever dy
 // holds.
 template <class Family, class T, int kRows>
-__global__ void __launch_bounds__(kTileThreads) tile_backward_kernel(BackwardScan a, int groups) {
+__global__ void __launch_bounds__(kTileThreads, 1)
+    tile_backward_kernel(BackwardScan a, int groups) {
   using S = state_t<T>;
   using Shape = typename Family::Shape;
   constexpr int kGates = Shape::kGates, kSaved = Shape::kSaved, kGradients = Shape::kGradients;
