@@ -5,7 +5,8 @@
 // runs the cell over l_0 = T / (n_1 ··· n_k) steps of s_0 = n_1 ··· n_k parts at once; the last
 // hidden state of each part (of the SRU: its last output h) is one step of the next level's input,
 // which has l_1 = n_k steps and s_1 = n_1 ··· n_(k-1) parts; level k has n_1 steps and one part.
-// All parts start from a zero state. Cutting is arithmetic on strides: x is not copied.
+// All parts start from a zero state. Cutting is arithmetic on strides: x is not copied (by the SRU,
+// only where T does not divide).
 //
 // A T that does not divide is completed with steps of padding in front (kLeft) or behind (kRight).
 // With mask = kSkip a padded step carries the state, and a part of padding alone is no step of its

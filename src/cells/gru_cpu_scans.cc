@@ -38,13 +38,13 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
                 : vectors(d.hidden) * 3 * Packed<T>::vector_bytes(products, d.hidden));
   }
   static void pack_forward(const Scan& s, const RowBlock& w) {
-    Base::pack_bias(s, w.dir, w.scratch);
+    Base::pack_bias(s, w);
     if (w.products == Products::kRead) return;
     const std::int64_t hidden = s.dims.hidden;
     char* out = static_cast<char*>(w.scratch) + Base::bias_bytes(s.dims);
     Base::pack_gates(s, w, 2, out);
-    Packed<T>::pack_all(w.products, Base::weight(s, w.dir) + 2 * hidden * hidden, 1, hidden, hidden,
-                        hidden, out + gate_bytes(s.dims, w.products));
+    Packed<T>::pack_all(w, Base::weight(s, w.dir) + 2 * hidden * hidden, 1, hidden, hidden, hidden,
+                        out + gate_bytes(s.dims, w.products));
   }
 
   template <bool kWhole>
@@ -179,9 +179,9 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
     const std::int64_t hidden = s.dims.hidden;
     const T* r = Base::weight(s, w.dir);
     char* out = static_cast<char*>(w.scratch);
-    Packed<T>::pack_all(w.products, r + 2 * hidden * hidden, hidden, 1, hidden, hidden, out);
+    Packed<T>::pack_all(w, r + 2 * hidden * hidden, hidden, 1, hidden, hidden, out);
     out += vectors(hidden) * Packed<T>::vector_bytes(w.products, hidden);
-    Packed<T>::pack_all(w.products, r, hidden, 1, hidden, 2 * hidden, out);
+    Packed<T>::pack_all(w, r, hidden, 1, hidden, 2 * hidden, out);
   }
 
   struct GradientRow {

@@ -446,8 +446,6 @@ class BackwardRun : public Run {
   void run(const void* reserve_base) {
     initialise(grads_.dh_last, dh_);
     if (dc_ != nullptr) initialise(grads_.dc_last, dc_);
-    zero(dweight_ih_, grads_.dweight_ih, item());
-    zero(dweight_hh_, grads_.dweight_hh, item());
     if (dbias_ != nullptr) {
       backend_.fill_zero(ctx_, dbias_,
                          static_cast<std::size_t>(dims_.dirs * dgate_columns()) * sizeof(double));
@@ -464,7 +462,12 @@ class BackwardRun : public Run {
         pack(weights_, /*transposed=*/true);
       }
       const Reserve reserve(ctx_, level_, dims_, spec_, const_cast<void*>(reserve_base));
-      for (std::int64_t i = chunks() - 1; i >= 0; --i) run_chunk(chunk(i), reserve);
+      for (std::int64_t i = chunks() - 1; i >= 0; --i) {
+        run_chunk(chunk(i), reserve, /*first=*/i == chunks() - 1);
+      }
+    } else {
+      zero(dweight_ih_, grads_.dweight_ih, item());
+      zero(dweight_hh_, grads_.dweight_hh, item());
     }
     operands_.deliver(dx_, dims_.compute, grads_.dx);
     operands_.deliver(dweight_ih_, dims_.compute, grads_.dweight_ih);
@@ -503,7 +506,7 @@ class BackwardRun : public Run {
     backend_.convert(ctx_, source, target);
   }
 
-  void run_chunk(const Chunk& c, const Reserve& reserve) const {
+  void run_chunk(const Chunk& c, const Reserve& reserve, bool first) const {
     BackwardScan scan;
     fill(scan, c);
     scan.h_kept = all_rows(reserve.h, dims_.hidden, item(), c);
@@ -527,11 +530,12 @@ class BackwardRun : public Run {
     scan.want_first = level_.h0.given() || grads_.dh0.given();
     kernels_.backward(ctx_, scan);
     // One direction after the other, because both add to dx.
-    for (std::int64_t dir = 0; dir < dims_.dirs; ++dir) products(c, scan, dir);
+    for (std::int64_t dir = 0; dir < dims_.dirs; ++dir) products(c, scan, dir, first);
   }
 
-  /// What a chunk's gate gradients add to dx and to the parameters' gradients.
-  void products(const Chunk& c, const BackwardScan& scan, std::int64_t dir) const {
+  /// What a chunk's gate gradients add to dx and to the parameters' gradients; the first chunk's
+  /// begin the weights' gradients.
+  void products(const Chunk& c, const BackwardScan& scan, std::int64_t dir, bool first) const {
     const std::int64_t tiles = ceil_div(piece_rows(c), plan_.tile_rows);
     const std::int64_t dx_items = pieces(c) * tiles;
     const std::int64_t unit_items = ceil_div(gate_rows(), plan_.tile_units);
@@ -544,9 +548,9 @@ class BackwardRun : public Run {
         const std::int64_t begin = i / 2 * plan_.tile_units;
         const std::int64_t end = std::min(begin + plan_.tile_units, gate_rows());
         if (i % 2 == 0) {
-          input_weight_gradient(c, scan, dir, begin, end);
+          input_weight_gradient(c, scan, dir, begin, end, first);
         } else {
-          state_weight_gradient(c, scan, dir, begin, end);
+          state_weight_gradient(c, scan, dir, begin, end, first);
         }
         return;
       }
@@ -591,8 +595,9 @@ class BackwardRun : public Run {
 
   /// Rows [begin, end) of dweight_ih: gates' gradients^T · x, over the chunk.
   void input_weight_gradient(const Chunk& c, const BackwardScan& scan, std::int64_t dir,
-                             std::int64_t begin, std::int64_t end) const {
+                             std::int64_t begin, std::int64_t end, bool first) const {
     if (dims_.input == 0) return;
+    void* const rows = advance(dweight_ih_, (dir * gate_rows() + begin) * dims_.input, item());
     for (std::int64_t i = 0; i < pieces(c); ++i) {
       const Piece p = piece(c, dir, i);
       if (p.present == 0) continue;
@@ -605,17 +610,22 @@ class BackwardRun : public Run {
       g.lda = scan.dgates.row_stride;
       g.b = advance(x_, (p.x_row + p.skipped) * dims_.input, item());
       g.ldb = dims_.input;
-      g.beta = 1.0;
+      g.beta = first ? 0.0 : 1.0;
       g.scaled = true;
-      g.c = advance(dweight_ih_, (dir * gate_rows() + begin) * dims_.input, item());
+      g.c = rows;
       g.ldc = dims_.input;
       backend_.gemm(ctx_, g);
+      first = false;
+    }
+    if (first) {  // all of it padding beyond x
+      backend_.fill_zero(ctx_, rows,
+                         static_cast<std::size_t>((end - begin) * dims_.input) * item());
     }
   }
 
   /// Rows [begin, end) of dweight_hh: gates' gradients^T · what R multiplies, over the chunk.
   void state_weight_gradient(const Chunk& c, const BackwardScan& scan, std::int64_t dir,
-                             std::int64_t begin, std::int64_t end) const {
+                             std::int64_t begin, std::int64_t end, bool first_chunk) const {
     const std::int64_t h = dims_.hidden, split = spec_.h_split * h;
     // Rows from the split on find their gradients, and perhaps their operand, elsewhere.
     for (const bool upper : {false, true}) {
@@ -637,7 +647,7 @@ class BackwardRun : public Run {
         g.b = advance(row_at(operand, c, dir, at, item()), from_gates ? spec_.operand * h : 0,
                       item());
         g.ldb = operand.row_stride;
-        g.beta = 1.0;
+        g.beta = first_chunk && i == 0 ? 0.0 : 1.0;
         g.scaled = true;
         g.c = advance(dweight_hh_, (dir * gate_rows() + first) * h, item());
         g.ldc = h;

@@ -135,9 +135,13 @@ std::size_t scratch_bytes(const Dims& d, const RecurrentVariant& v, bool forward
 
 void prepare(const Context& ctx, const Scan& s, const RecurrentVariant& v, bool forward) {
   const RecurrentSteps& steps = steps_of(s.dims, v);
-  const double work = static_cast<double>(s.dims.hidden * s.dims.hidden * s.dims.dirs * 16);
-  for_each(ctx, s.dims.dirs, work, [&](std::int64_t dir) {
-    (forward ? steps.pack_forward : steps.pack_backward)(s, block_of(s, v, forward, dir));
+  constexpr std::int64_t kShares = 8;
+  const double work = static_cast<double>(s.dims.hidden * s.dims.hidden * s.dims.dirs * 32);
+  for_each(ctx, s.dims.dirs * kShares, work, [&](std::int64_t i) {
+    RowBlock b = block_of(s, v, forward, i / kShares);
+    b.begin = i % kShares;
+    b.end = kShares;
+    (forward ? steps.pack_forward : steps.pack_backward)(s, b);
   });
 }
 

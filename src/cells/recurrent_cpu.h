@@ -27,7 +27,7 @@ struct RecurrentSteps {
   /// Bytes of scratch for one direction.
   std::int64_t (*forward_scratch)(const recurrent::Dims&, Products);
   std::int64_t (*backward_scratch)(const recurrent::Dims&, Products);
-  /// Fill one direction's scratch from its weights.
+  /// Fill one direction's scratch from its weights: share `begin` of `end` equal ones.
   void (*pack_forward)(const recurrent::Scan&, const RowBlock&);
   void (*pack_backward)(const recurrent::Scan&, const RowBlock&);
   /// All of the scan's steps.

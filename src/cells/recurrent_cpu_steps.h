@@ -136,12 +136,14 @@ struct Packed {
     }
     pack_vector(source, k_stride, column_stride, count, k, at, width, reinterpret_cast<T*>(panel));
   }
-  /// A matrix of plain columns, in the panels of Columns.
-  static void pack_all(Products products, const T* source, std::int64_t k_stride,
+  /// One share of a matrix of plain columns, in the panels of Columns.
+  static void pack_all(const RowBlock& w, const T* source, std::int64_t k_stride,
                        std::int64_t column_stride, std::int64_t columns, std::int64_t k,
                        char* out) {
+    const Products products = w.products;
     const Columns<T> layout(columns);
-    for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+    const std::int64_t last = layout.panels * (w.begin + 1) / w.end;
+    for (std::int64_t panel = layout.panels * w.begin / w.end; panel < last; ++panel) {
       for (int j = 0; j < layout.width(panel); ++j) {
         const std::int64_t first = (layout.first(panel) + j) * kSize;
         const std::int64_t left = columns - first;
@@ -211,9 +213,11 @@ struct StepsBase {
     return (vectors(d.hidden) * Cell::kBiases * kSize * static_cast<std::int64_t>(sizeof(T)) + 63) /
            64 * 64;
   }
-  static void pack_bias(const Scan& s, std::int64_t dir, void* scratch) {
+  static void pack_bias(const Scan& s, const RowBlock& w) {
+    if (w.begin != 0) return;
+    const std::int64_t dir = w.dir;
     const std::int64_t h = s.dims.hidden;
-    T* out = static_cast<T*>(scratch);
+    T* out = static_cast<T*>(w.scratch);
     const T* ih = static_cast<const T*>(s.bias_ih) + dir * Cell::kGates * h;
     const T* hh = static_cast<const T*>(s.bias_hh) + dir * Cell::kGates * h;
     for (std::int64_t v = 0; v < vectors(h); ++v) {
@@ -238,7 +242,8 @@ struct StepsBase {
   static void pack_gates(const Scan& s, const RowBlock& w, int gates, char* out) {
     const std::int64_t h = s.dims.hidden;
     const T* r = weight(s, w.dir);
-    for (std::int64_t v = 0; v < vectors(h); ++v) {
+    const std::int64_t last = vectors(h) * (w.begin + 1) / w.end;
+    for (std::int64_t v = vectors(h) * w.begin / w.end; v < last; ++v) {
       for (int g = 0; g < gates; ++g) {
         Packed<T>::pack(w.products, r + (g * h + v * kSize) * h, 1, h, lanes(h, v), h, g, gates,
                         out + v * gates * Packed<T>::vector_bytes(w.products, h));
@@ -349,12 +354,12 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
                 : vectors(d.hidden) * kGates * Packed<T>::vector_bytes(products, d.hidden));
   }
   static void pack_forward(const Scan& s, const RowBlock& w) {
-    Base::pack_bias(s, w.dir, w.scratch);
+    Base::pack_bias(s, w);
     if (w.products == Products::kRead) return;
     const std::int64_t h = s.dims.hidden;
     char* out = static_cast<char*>(w.scratch) + Base::bias_bytes(s.dims);
     if (kUnitPanels) {
-      Packed<T>::pack_all(w.products, Base::weight(s, w.dir), 1, h, h, h, out);
+      Packed<T>::pack_all(w, Base::weight(s, w.dir), 1, h, h, h, out);
     } else {
       Base::pack_gates(s, w, kGates, out);
     }
@@ -484,7 +489,7 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
   static void pack_backward(const Scan& s, const RowBlock& w) {
     if (w.products == Products::kRead) return;
     const std::int64_t h = s.dims.hidden;
-    Packed<T>::pack_all(w.products, Base::weight(s, w.dir), h, 1, h, kGates * h,
+    Packed<T>::pack_all(w, Base::weight(s, w.dir), h, 1, h, kGates * h,
                         static_cast<char*>(w.scratch));
   }
 

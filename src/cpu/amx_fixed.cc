@@ -2,6 +2,7 @@
 
 #if defined(PENSTOCK_AMX)
 
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include "cpu/amx_tiles.h"
 #include "cpu/blas.h"
 #include "cpu/gemm.h"
+#include "cpu/threads.h"
 
 namespace penstock::cpu {
 namespace {
@@ -82,8 +84,8 @@ inline __m512i to_integers(__m512 x) {
 }
 
 // A tile's bytes along k stand in an order of their own, the same in A and B: byte j of group i is
-// number 16 j + i of the tile's 64. So four vectors give a line of each part without moving a byte to
-// another group.
+// number 16 j + i of the tile's 64. So four vectors give a line of each part without moving a byte
+// to another group.
 //
 // `x[j]` holds numbers 16 j … of one row of A, or number 16 j + i of 16 columns of B; `out`: three
 // lines, highest part first, `stride` bytes apart.
@@ -146,9 +148,9 @@ void pack_tile(bool along_k, bool is_b, const float* source, std::int64_t ld, st
       __m512 x[4];
       for (std::int64_t j = 0; j < 4; ++j) {
         const std::int64_t k = 16 * j + i;
-        x[j] = _mm512_mul_ps(_mm512_maskz_loadu_ps(k < depth ? mask : static_cast<__mmask16>(0),
-                                                   source + k * ld),
-                             f);
+        x[j] = _mm512_mul_ps(
+            _mm512_maskz_loadu_ps(k < depth ? mask : static_cast<__mmask16>(0), source + k * ld),
+            f);
         if (balance != nullptr && k < depth) {
           x[j] = _mm512_mul_ps(x[j], _mm512_set1_ps(balance[k]));
         }
@@ -164,7 +166,8 @@ void scales_of(bool along_k, const float* source, std::int64_t ld, std::int64_t 
                std::int64_t depth, const float* balance, float* factors, float* inverses) {
   float largest[kTile] = {};
   if (along_k) {
-    for (std::int64_t i = 0; i < count; ++i) largest[i] = largest_of(source + i * ld, depth, balance);
+    for (std::int64_t i = 0; i < count; ++i)
+      largest[i] = largest_of(source + i * ld, depth, balance);
   } else {
     largest_of_columns(source, ld, first(count), depth, balance, largest);
   }
@@ -360,8 +363,8 @@ void fixed_pack(const float* source, std::int64_t k_stride, std::int64_t column_
   auto* inverses = reinterpret_cast<float*>(out + steps_of(k) * kParts * kTileBytes);
   scales_of(along_k, source, ld, count, k, nullptr, factors, inverses);
   for (std::int64_t p = 0; p < k; p += kDepth) {
-    pack_tile(along_k, true, source + (along_k ? p : p * ld), ld, count, k - p, factors,
-              nullptr, out, kTileBytes);
+    pack_tile(along_k, true, source + (along_k ? p : p * ld), ld, count, k - p, factors, nullptr,
+              out, kTileBytes);
     out += kParts * kTileBytes;
   }
 }
@@ -487,9 +490,9 @@ struct Rounds {
 };
 
 // B in rounds: vectors of 16 columns, each its tiles and then its inverse scales; in front of all a
-// note whether there are misfits. A whole packed B begins with its balance: row j of B is divided by
-// balance[j], a power of two near the row's largest magnitude, and column j of A multiplied with it.
-// So numbers count by what they can contribute, whatever the scales of A's columns are.
+// note whether there are misfits. A whole packed B begins with its balance: row j of B is divided
+// by balance[j], a power of two near the row's largest magnitude, and column j of A multiplied with
+// it. So numbers count by what they can contribute, whatever the scales of A's columns are.
 constexpr std::int64_t kNoteBytes = 64;
 std::int64_t vectors_of(std::int64_t n) { return (n + kTile - 1) / kTile; }
 std::int64_t vector_bytes(std::int64_t steps) { return steps * kParts * kTileBytes + 64; }
@@ -505,13 +508,15 @@ std::int64_t round_offset(const Rounds& r, std::int64_t n, std::int64_t round) {
 }
 
 // `inverse_balance`: factor of each row of B, or null.
-void pack_round(bool trans_b, std::int64_t n, std::int64_t depth, const float* b, std::int64_t ldb,
-                const float* inverse_balance, char* out) {
+// Columns [begin, end), begin a multiple of 16. Returns whether there are misfits.
+std::int32_t pack_columns_of_round(bool trans_b, std::int64_t begin, std::int64_t end,
+                                   std::int64_t depth, const float* b, std::int64_t ldb,
+                                   const float* inverse_balance, char* out) {
   const std::int64_t steps = steps_of(depth);
   std::int32_t misfits = 0;
-  char* vector = out + kNoteBytes;
-  for (std::int64_t j = 0; j < n; j += kTile) {
-    const std::int64_t count = n - j < kTile ? n - j : kTile;
+  char* vector = out + kNoteBytes + begin / kTile * vector_bytes(steps);
+  for (std::int64_t j = begin; j < end; j += kTile) {
+    const std::int64_t count = end - j < kTile ? end - j : kTile;
     const float* source = b + (trans_b ? j * ldb : j);
     float factors[kTile];
     auto* inverses = reinterpret_cast<float*>(vector + steps * kParts * kTileBytes);
@@ -525,7 +530,7 @@ void pack_round(bool trans_b, std::int64_t n, std::int64_t depth, const float* b
     }
     vector += vector_bytes(steps);
   }
-  std::memcpy(out, &misfits, sizeof misfits);
+  return misfits;
 }
 
 // The power of two at or below x, and its inverse; 1 for what has none that is safe to multiply by.
@@ -553,31 +558,59 @@ std::size_t fixed_gemm_packed_b_bytes(std::int64_t n, std::int64_t k) {
   return static_cast<std::size_t>(round_offset(r, n, r.count));
 }
 
-void fixed_gemm_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b,
-                       std::int64_t ldb, void* packed) {
-  const Rounds r(k);
-  auto* balance = static_cast<float*>(packed);
-  for (std::int64_t p = 0; p < k; ++p) balance[p] = 0.0f;
+namespace {
+
+template <class F>
+void for_each_share(bool many, std::int64_t n, const F& run) {
+  const auto call = [](void* user, std::int64_t i) { (*static_cast<const F*>(user))(i); };
+  void* user = const_cast<void*>(static_cast<const void*>(&run));
+  if (many) {
+    parallel_for(n, call, user);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) call(user, i);
+  }
+}
+
+// Magnitudes by which rows [begin, end) of B count.
+void balance_of(bool trans_b, std::int64_t n, std::int64_t begin, std::int64_t end, const float* b,
+                std::int64_t ldb, float* balance, float* inverse) {
   if (trans_b) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      for (std::int64_t p = 0; p < k; p += 16) {
-        const __mmask16 mask = first(k - p);
-        const __m512i most = _mm512_castps_si512(_mm512_maskz_loadu_ps(mask, balance + p));
-        const __m512 x = _mm512_maskz_loadu_ps(mask, b + j * ldb + p);
-        _mm512_mask_storeu_ps(balance + p, mask,
-                              _mm512_castsi512_ps(_mm512_max_epu32(most, magnitude(x))));
-      }
+    for (std::int64_t p = begin; p < end; p += kTile) {
+      largest_of_columns(b + p, ldb, first(end - p), n, nullptr, inverse + p);
     }
   } else {
-    for (std::int64_t p = 0; p < k; ++p) balance[p] = largest_of(b + p * ldb, n);
+    for (std::int64_t p = begin; p < end; ++p) inverse[p] = largest_of(b + p * ldb, n);
   }
+  for (std::int64_t p = begin; p < end; ++p) power_of_two(inverse[p], balance + p, inverse + p);
+}
+
+}  // namespace
+
+void fixed_gemm_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b,
+                       std::int64_t ldb, void* packed) {
+  constexpr std::int64_t kShareColumns = 8 * kTile;
+  const bool many = n * k >= (std::int64_t{1} << 16);
+  const Rounds r(k);
+  auto* balance = static_cast<float*>(packed);
   thread_local Room room;
   auto* inverse = reinterpret_cast<float*>(room.take(static_cast<std::size_t>(balance_bytes(k))));
-  for (std::int64_t p = 0; p < k; ++p) power_of_two(balance[p], balance + p, inverse + p);
+  for_each_share(many, r.steps, [&](std::int64_t step) {
+    const std::int64_t begin = step * kDepth;
+    balance_of(trans_b, n, begin, begin + kDepth < k ? begin + kDepth : k, b, ldb, balance,
+               inverse);
+  });
   for (std::int64_t round = 0; round < r.count; ++round) {
     const std::int64_t k0 = r.first_step(round) * kDepth;
-    pack_round(trans_b, n, r.depth(round), b + (trans_b ? k0 : k0 * ldb), ldb, inverse + k0,
-               static_cast<char*>(packed) + round_offset(r, n, round));
+    char* out = static_cast<char*>(packed) + round_offset(r, n, round);
+    std::atomic<std::int32_t> misfits{0};
+    for_each_share(many, (n + kShareColumns - 1) / kShareColumns, [&](std::int64_t share) {
+      const std::int64_t begin = share * kShareColumns;
+      misfits.fetch_or(pack_columns_of_round(
+          trans_b, begin, begin + kShareColumns < n ? begin + kShareColumns : n, r.depth(round),
+          b + (trans_b ? k0 : k0 * ldb), ldb, inverse + k0, out));
+    });
+    const std::int32_t all = misfits.load();
+    std::memcpy(out, &all, sizeof all);
   }
 }
 
@@ -596,12 +629,13 @@ void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
     const float* b_piece = b + (trans_b ? k0 : k0 * ldb);
     const char* b_panel = a_panel + kABytes;
     if (packed_b == nullptr) {
-      pack_round(trans_b, n, depth, b_piece, ldb, nullptr, a_panel + kABytes);
+      const std::int32_t misfits =
+          pack_columns_of_round(trans_b, 0, n, depth, b_piece, ldb, nullptr, a_panel + kABytes);
+      std::memcpy(a_panel + kABytes, &misfits, sizeof misfits);
     } else {
       b_panel = static_cast<const char*>(packed_b) + round_offset(r, n, round);
     }
-    const float* balance =
-        packed_b == nullptr ? nullptr : static_cast<const float*>(packed_b) + k0;
+    const float* balance = packed_b == nullptr ? nullptr : static_cast<const float*>(packed_b) + k0;
     std::int32_t b_misfits = 0;
     std::memcpy(&b_misfits, b_panel, sizeof b_misfits);
     const bool fresh = round == 0 && beta == 0.0f;
@@ -622,8 +656,7 @@ void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
           const std::int64_t p = s * kDepth;
           pack_tile(!trans_a, false, source + (trans_a ? p * lda : p), lda, count, depth - p,
                     factors + half * kTile, balance == nullptr ? nullptr : balance + p,
-                    a_panel + (s * kParts * 2 + half) * kTileBytes,
-                    2 * kTileBytes);
+                    a_panel + (s * kParts * 2 + half) * kTileBytes, 2 * kTileBytes);
         }
       }
       const auto slowly = [&](std::int64_t row, std::int64_t count) {

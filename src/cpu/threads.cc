@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -27,10 +28,24 @@ void relax() {
 #endif
 }
 
-// A worker that has just finished looks for the next job this often before it sleeps: the
-// phases of one operation follow each other within microseconds, and waking a sleeping thread
-// takes longer than that.
-constexpr int kSpins = 2000;
+// A worker that has just finished looks for the next job this long before it sleeps: the phases of
+// one operation, and the operations of one network, follow each other closely, and waking a
+// sleeping thread takes longer than that.
+constexpr auto kSpinTime = std::chrono::microseconds(200);
+constexpr int kSpinsPerLook = 64;  // at the clock
+
+/// Wait for kSpinTime at most; whether it came true.
+template <class Condition>
+bool spin(const Condition& condition) {
+  const auto begin = std::chrono::steady_clock::now();
+  do {
+    for (int i = 0; i < kSpinsPerLook; ++i) {
+      if (condition()) return true;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() - begin < kSpinTime);
+  return false;
+}
 
 class Pool {
  public:
@@ -62,13 +77,9 @@ class Pool {
     }
     wake_.notify_all();
     drain();
-    for (int spins = 0; active_.load(std::memory_order_acquire) != 0;) {
-      if (++spins < kSpins) {
-        relax();
-      } else {
-        std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [this] { return active_.load(std::memory_order_acquire) == 0; });
-      }
+    if (!spin([this] { return active_.load(std::memory_order_acquire) == 0; })) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_.wait(lock, [this] { return active_.load(std::memory_order_acquire) == 0; });
     }
     if (error_ != nullptr) std::rethrow_exception(error_);
   }
@@ -109,10 +120,7 @@ void Pool::work(int id) {
   inside_item = true;
   std::uint64_t seen = 0;
   for (;;) {
-    for (int spins = 0; spins < kSpins; ++spins) {
-      if (generation_.load(std::memory_order_acquire) != seen) break;
-      relax();
-    }
+    spin([&] { return generation_.load(std::memory_order_acquire) != seen; });
     bool mine = false;
     {
       std::unique_lock<std::mutex> lock(mutex_);
