@@ -1,6 +1,7 @@
 #include "arrays.h"
 
 #include <cstring>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -287,6 +288,10 @@ Array& Array::operator=(Array&& other) noexcept {
 
 namespace {
 
+// The system takes large blocks back as soon as they are freed, so each new one would be faulted in
+// page by page. From this size on, arrays made here live in the pool of host blocks instead.
+constexpr std::size_t kLargeOutput = std::size_t{4} << 20;
+
 // NumPy's element type of an array, which need not be NumPy's.
 py::dtype dtype_like(const Array& array) {
   if (PyObject_TypeCheck(array.object().ptr(), numpy_array_type())) {
@@ -313,8 +318,16 @@ Array Allocator::array(const char* name, std::initializer_list<std::int64_t> sha
     made.make_writable();
     return made;
   }
-  const py::array array(dtype_like(like_), std::vector<py::ssize_t>(shape.begin(), shape.end()));
-  return Array(name, array, stream_);
+  const py::dtype dtype = dtype_like(like_);
+  const std::vector<py::ssize_t> dims(shape.begin(), shape.end());
+  std::size_t bytes = static_cast<std::size_t>(dtype.itemsize());
+  for (std::int64_t n : shape) bytes *= static_cast<std::size_t>(n);
+  if (bytes < kLargeOutput) return Array(name, py::array(dtype, dims), stream_);
+  auto block = std::make_unique<HostBlock>(bytes);
+  void* data = block->data();
+  const py::capsule owner(block.get(), [](void* b) { delete static_cast<HostBlock*>(b); });
+  block.release();
+  return Array(name, py::array(dtype, dims, data, owner), stream_);
 }
 
 Bytes::Bytes(const Allocator& allocator, std::size_t bytes) {
