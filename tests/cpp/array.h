@@ -2,12 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <vector>
 
+#include "backends.h"
 #include "cpu/half.h"
 #include "penstock/tensor_view.h"
 
@@ -71,11 +70,10 @@ class Array {
     }
     const bool empty = product(shape) == 0;
     bytes_ = empty ? 0 : static_cast<std::size_t>(last - first + 1) * size_of(dtype);
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 256, bytes_ == 0 ? 1 : bytes_) != 0) throw std::bad_alloc();
-    std::memset(memory, 0xff, bytes_);
-    memory_.reset(memory, &std::free);
-    view_.data = static_cast<char*>(memory) +
+    const Memory& memory = current_memory();
+    memory_.reset(memory.allocate(bytes_ == 0 ? 1 : bytes_), memory.release);
+    std::memset(memory_.get(), 0xff, bytes_);
+    view_.data = static_cast<char*>(memory_.get()) +
                  (empty ? 0 : -first * static_cast<std::int64_t>(size_of(dtype)));
     view_.dtype = dtype;
     view_.rank = static_cast<int>(shape.size());
@@ -99,11 +97,13 @@ class Array {
 
   /// In row-major order, whatever the layout.
   void set(const std::vector<double>& values) {
+    current_memory().synchronize();
     for (std::int64_t i = 0; i < view_.numel(); ++i) {
       write_element(view_.data, view_.dtype, offset(i), values[static_cast<std::size_t>(i)]);
     }
   }
   std::vector<double> get() const {
+    current_memory().synchronize();
     std::vector<double> values(given() ? static_cast<std::size_t>(view_.numel()) : 0);
     for (std::size_t i = 0; i < values.size(); ++i) {
       values[i] = read_element(view_.data, view_.dtype, offset(static_cast<std::int64_t>(i)));
@@ -112,6 +112,7 @@ class Array {
   }
   /// Its memory, byte by byte.
   std::vector<unsigned char> raw() const {
+    current_memory().synchronize();
     const auto* p = static_cast<const unsigned char*>(memory_.get());
     return std::vector<unsigned char>(p, p + bytes_);
   }

@@ -16,11 +16,7 @@ namespace {
 constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kFloat64, DataType::kFloat16,
                                DataType::kBFloat16};
 
-class OnBackend : public testing::TestWithParam<std::string> {
- protected:
-  Context ctx() const { return context_of(GetParam()); }
-  const Backend& backend() const { return ctx().backend(); }
-};
+class OnBackend : public BackendTest {};
 INSTANTIATE_TEST_SUITE_P(Backends, OnBackend, testing::ValuesIn(backend_names()),
                          [](const auto& test) { return test.param; });
 

@@ -142,10 +142,7 @@ std::vector<SruShape> shapes() {
   return all;
 }
 
-class Sru : public testing::TestWithParam<std::string> {
- protected:
-  Context ctx() const { return context_of(GetParam()); }
-};
+class Sru : public BackendTest {};
 INSTANTIATE_TEST_SUITE_P(Backends, Sru, testing::ValuesIn(backend_names()),
                          [](const auto& test) { return test.param; });
 

@@ -307,7 +307,7 @@ TEST_P(SruLevel, Sizes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, SruLevel, ::testing::ValuesIn(backend_names()),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& p) { return p.param; });
 
 }  // namespace
 }  // namespace penstock::tests
