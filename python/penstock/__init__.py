@@ -23,9 +23,12 @@ from penstock._lstm import LSTMGrads, LSTMOutput, lstm
 from penstock._rnn import RNNGrads, RNNOutput, rnn
 from penstock._sliced import SlicedGrads, SlicedOutput, sliced, sliced_gru
 from penstock._sru import SRUGrads, SRUOutput, sru
-from penstock.layers import SRU
+from penstock.layers import GRU, LSTM, RNN, SRU, SlicedRNN
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "SRU",
     "GRUGrads",
     "GRUOutput",
@@ -37,6 +40,7 @@ __all__ = [
     "SRUOutput",
     "SlicedGrads",
     "SlicedOutput",
+    "SlicedRNN",
     "__version__",
     "config",
     "convert",
