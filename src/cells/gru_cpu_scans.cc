@@ -115,24 +115,34 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
       // known.
       q[i] = rows[i].gates + (s.save ? kQ : kR) * hidden;
     }
+    const std::int64_t v0 = w.first_of(vectors(hidden)), v1 = w.last_of(vectors(hidden));
     if (w.products == Products::kRead) {
       const T* r = Base::weight(s, w.dir);
       T* products = reinterpret_cast<T*>(data);
-      for (int i = 0; i < count; ++i) {
+      const std::int64_t u0 = v0 * kSize, u1 = v1 * kSize < hidden ? v1 * kSize : hidden;
+      // Units [u0, u1) of x · R of gate g.
+      const auto multiply_gate = [&](const T* x, int g, T* out) {
         if (zero_state) {
-          clear(products, 2 * hidden);
+          clear(out + u0, u1 - u0);
         } else {
-          dot_products(1, 2 * hidden, hidden, h[i], hidden, r, hidden, products, 2 * hidden, true);
+          dot_products(1, u1 - u0, hidden, x, hidden, r + (g * hidden + u0) * hidden, hidden,
+                       out + u0, hidden, true);
         }
-        for (std::int64_t v = 0; v < vectors(hidden); ++v) {
-          units_of<true>(s, rows + i, q + i, 1, v, products + v * kSize, 0, hidden, bias);
+      };
+      for (int i = 0; i < count; ++i) {
+        T* own = products + i * 2 * hidden;
+        if (w.does(0)) {
+          multiply_gate(h[i], kR, own);
+          multiply_gate(h[i], kZ, own + hidden);
+          for (std::int64_t v = v0; v < v1; ++v) {
+            units_of<true>(s, rows + i, q + i, 1, v, own + v * kSize, 0, hidden, bias);
+          }
         }
-        if (!zero_state) {
-          dot_products(1, hidden, hidden, q[i], hidden, r + 2 * hidden * hidden, hidden, products,
-                       hidden, true);
-        }
-        for (std::int64_t v = 0; v < vectors(hidden); ++v) {
-          units_of<false>(s, rows + i, q + i, 1, v, products + v * kSize, 0, 0, bias);
+        if (w.does(1)) {
+          multiply_gate(q[i], kN, own);
+          for (std::int64_t v = v0; v < v1; ++v) {
+            units_of<false>(s, rows + i, q + i, 1, v, own + v * kSize, 0, 0, bias);
+          }
         }
       }
       return;
@@ -141,11 +151,11 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
     if (zero_state) clear(out, count * kTile * kSize);
     const Products products = zero_state ? Products::kPanels : w.products;
     const std::int64_t vector_bytes = Packed<T>::vector_bytes(w.products, hidden);
-    {
+    if (w.does(0)) {
       const LeftRows<T> left(products, h, count, hidden);
       const int at_once = Base::units_at_once(w);
-      for (std::int64_t v = 0; v < vectors(hidden); v += at_once) {
-        const int units = v + at_once <= vectors(hidden) ? at_once : 1;
+      for (std::int64_t v = v0; v < v1; v += at_once) {
+        const int units = v + at_once <= v1 ? at_once : 1;
         const int width = units * 2;
         if (!zero_state) left.multiply_with(data + v * 2 * vector_bytes, width, out);
         for (int j = 0; j < units; ++j) {
@@ -153,10 +163,12 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
         }
       }
     }
+    if (!w.does(1)) return;
     const LeftRows<T> left(products, q, count, hidden);
     const char* panels = data + gate_bytes(s.dims, w.products);
     const Columns<T> layout(hidden);
-    for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+    for (std::int64_t panel = w.first_of(layout.panels); panel < w.last_of(layout.panels);
+         ++panel) {
       const int width = layout.width(panel);
       const std::int64_t first = layout.first(panel);
       if (!zero_state) left.multiply_with(panels + first * vector_bytes, width, out);
@@ -192,9 +204,12 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
     T* dh;
   };
 
-  static void first_gradients(const GradientRow& r, std::int64_t hidden) {
-    for_each_vector<V>(hidden, [&](auto whole, std::int64_t h, int n) PENSTOCK_LAMBDA_INLINE {
+  /// For units [begin, begin + units).
+  static void first_gradients(const GradientRow& r, std::int64_t hidden, std::int64_t begin,
+                              std::int64_t units) {
+    for_each_vector<V>(units, [&](auto whole, std::int64_t i, int n) PENSTOCK_LAMBDA_INLINE {
       constexpr bool kWhole = decltype(whole)::value;
+      const std::int64_t h = begin + i;
       V dh = get<kWhole>(r.dh + h, n), dz, dn, dh_prev;
       if (r.dy != nullptr) dh = dh + get<kWhole>(r.dy + h, n);
       Cell::backward_state(get<kWhole>(r.gates + kZ * hidden + h, n),
@@ -221,72 +236,88 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
 
   static void backward(const BackwardScan& s, const RowBlock& w) {
     const Block<T> block(s, w.dir, w.begin, w.end);
+    for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) step_back(s, w, block, k);
+  }
+  static void backward_step(const BackwardScan& s, const RowBlock& w, std::int64_t k) {
+    step_back(s, w, Block<T>(s, w.dir, w.begin, w.end), k);
+  }
+
+  /// Phase 0: gradients of z and n; phase 1: through R_n, those of r; phase 2: what r and z add to
+  /// dh through R.
+  static void step_back(const BackwardScan& s, const RowBlock& w, const Block<T>& block,
+                        std::int64_t k) {
     const std::int64_t hidden = s.dims.hidden;
-    const T* r = Base::weight(s, w.dir);
+    const std::int64_t u0 = w.first_of(vectors(hidden)) * kSize;
+    const std::int64_t end = w.last_of(vectors(hidden)) * kSize;
+    const std::int64_t units = (end < hidden ? end : hidden) - u0;
+    GradientRow rows[kMostBlockRows];
+    const T* dn[kMostBlockRows];
+    const T* drz[kMostBlockRows];
+    int count = 0;
+    for (int i = 0; i < block.count(); ++i) {
+      GradientRow row;
+      row.dgates = block.row(s.dgates, i, k);
+      if (!block.valid(i, k)) {
+        if (w.share == 0 && w.does(0)) clear(row.dgates, 3 * hidden);
+        continue;
+      }
+      row.gates = block.row(s.gates, i, k);
+      row.h = block.row(s.h_kept, i, k);
+      row.dy = block.output(static_cast<const T*>(s.dy), i, k);
+      row.dh = static_cast<T*>(s.dh) + block.state(i);
+      if (w.does(0)) first_gradients(row, hidden, u0, units);
+      dn[count] = row.dgates + kN * hidden;
+      drz[count] = row.dgates;
+      rows[count++] = row;
+    }
+    if (count == 0) return;
+    const bool last = k == 0 && !s.want_first;
+    if (w.products == Products::kRead) {
+      const T* r = Base::weight(s, w.dir) + u0;
+      T* out = static_cast<T*>(w.scratch) + u0;
+      for (int i = 0; i < count; ++i) {
+        if (w.does(1)) {
+          dot_products(1, units, hidden, dn[i], hidden, r + 2 * hidden * hidden, hidden, out,
+                       hidden, false);
+          second_gradients(rows[i], hidden, u0, units, out);
+        }
+        if (w.does(2) && !last) {
+          dot_products(1, units, 2 * hidden, drz[i], 2 * hidden, r, hidden, out, hidden, false);
+          add(out, rows[i].dh + u0, units);
+        }
+      }
+      return;
+    }
+    alignas(64) T out[kMostBlockRows * kWidePanel * kSize];
+    const Columns<T> layout(hidden);
+    const std::int64_t first_panel = w.first_of(layout.panels);
+    const std::int64_t last_panel = w.last_of(layout.panels);
+    const auto columns = [&](std::int64_t panel) {
+      const std::int64_t rest = hidden - layout.first(panel) * kSize;
+      return rest < layout.width(panel) * kSize ? rest : layout.width(panel) * kSize;
+    };
     const std::int64_t n_bytes = Packed<T>::vector_bytes(w.products, hidden);
     const std::int64_t rz_bytes = Packed<T>::vector_bytes(w.products, 2 * hidden);
     const char* panels_n = static_cast<const char*>(w.scratch);
     const char* panels_rz = panels_n + vectors(hidden) * n_bytes;
-    for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) {
-      GradientRow rows[kMostBlockRows];
-      const T* dn[kMostBlockRows];
-      const T* drz[kMostBlockRows];
-      int count = 0;
-      for (int i = 0; i < block.count(); ++i) {
-        GradientRow row;
-        row.dgates = block.row(s.dgates, i, k);
-        if (!block.valid(i, k)) {
-          clear(row.dgates, 3 * hidden);
-          continue;
-        }
-        row.gates = block.row(s.gates, i, k);
-        row.h = block.row(s.h_kept, i, k);
-        row.dy = block.output(static_cast<const T*>(s.dy), i, k);
-        row.dh = static_cast<T*>(s.dh) + block.state(i);
-        first_gradients(row, hidden);
-        dn[count] = row.dgates + kN * hidden;
-        drz[count] = row.dgates;
-        rows[count++] = row;
-      }
-      if (count == 0) continue;
-      const bool last = k == 0 && !s.want_first;
-      if (w.products == Products::kRead) {
-        T* out = static_cast<T*>(w.scratch);
-        for (int i = 0; i < count; ++i) {
-          dot_products(1, hidden, hidden, dn[i], hidden, r + 2 * hidden * hidden, hidden, out,
-                       hidden, false);
-          second_gradients(rows[i], hidden, 0, hidden, out);
-          if (last) continue;
-          dot_products(1, hidden, 2 * hidden, drz[i], 2 * hidden, r, hidden, out, hidden, false);
-          add(out, rows[i].dh, hidden);
-        }
-        continue;
-      }
-      alignas(64) T out[kMostBlockRows * kWidePanel * kSize];
-      const Columns<T> layout(hidden);
-      const auto columns = [&](std::int64_t panel) {
-        const std::int64_t rest = hidden - layout.first(panel) * kSize;
-        return rest < layout.width(panel) * kSize ? rest : layout.width(panel) * kSize;
-      };
-      {
-        const LeftRows<T> left(w.products, dn, count, hidden);
-        for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
-          const int width = layout.width(panel);
-          left.multiply_with(panels_n + layout.first(panel) * n_bytes, width, out);
-          for (int i = 0; i < count; ++i) {
-            second_gradients(rows[i], hidden, layout.first(panel) * kSize, columns(panel),
-                             out + i * width * kSize);
-          }
-        }
-      }
-      if (last) continue;
-      const LeftRows<T> left(w.products, drz, count, 2 * hidden);
-      for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+    if (w.does(1)) {
+      const LeftRows<T> left(w.products, dn, count, hidden);
+      for (std::int64_t panel = first_panel; panel < last_panel; ++panel) {
         const int width = layout.width(panel);
-        left.multiply_with(panels_rz + layout.first(panel) * rz_bytes, width, out);
+        left.multiply_with(panels_n + layout.first(panel) * n_bytes, width, out);
         for (int i = 0; i < count; ++i) {
-          add(out + i * width * kSize, rows[i].dh + layout.first(panel) * kSize, columns(panel));
+          second_gradients(rows[i], hidden, layout.first(panel) * kSize, columns(panel),
+                           out + i * width * kSize);
         }
+      }
+    }
+    if (!w.does(2) || last) return;
+    const LeftRows<T> left(w.products, drz, count, 2 * hidden);
+    for (std::int64_t panel = first_panel; panel < last_panel; ++panel) {
+      const int width = layout.width(panel);
+      left.multiply_with(panels_rz + layout.first(panel) * rz_bytes, width, out);
+      for (int i = 0; i < count; ++i) {
+        add(out + i * width * kSize, rows[i].dh + layout.first(panel) * kSize, columns(panel));
       }
     }
   }
@@ -298,8 +329,18 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
   }
 
   static constexpr RecurrentSteps table() {
-    return {&forward_scratch, &backward_scratch, &pack_forward, &pack_backward,
-            &Base::forward,   &backward,         &Base::replay};
+    return {&forward_scratch,
+            &backward_scratch,
+            &pack_forward,
+            &pack_backward,
+            &Base::forward,
+            &backward,
+            &Base::forward_step,
+            &backward_step,
+            &Base::forward_end,
+            2,
+            3,
+            &Base::replay};
   }
 };
 

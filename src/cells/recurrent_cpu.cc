@@ -139,15 +139,57 @@ void prepare(const Context& ctx, const Scan& s, const RecurrentVariant& v, bool 
   const double work = static_cast<double>(s.dims.hidden * s.dims.hidden * s.dims.dirs * 32);
   for_each(ctx, s.dims.dirs * kShares, work, [&](std::int64_t i) {
     RowBlock b = block_of(s, v, forward, i / kShares);
-    b.begin = i % kShares;
-    b.end = kShares;
+    b.share = i % kShares;
+    b.shares = kShares;
     (forward ? steps.pack_forward : steps.pack_backward)(s, b);
   });
 }
 
+namespace {
+
+// With too few rows for all threads and large weights, each step's units are shared out instead.
+// Results are the same bits either way.
+constexpr double kSharedStepWork = 4e5;
+
+std::int64_t unit_shares(const Scan& s, std::int64_t rows) {
+  const std::int64_t threads = thread_count();
+  if (rows > kMostBlockRows || ceil_div(rows, 8) * s.dims.dirs >= threads) return 1;
+  const double step = static_cast<double>(s.dims.hidden * s.dims.hidden * 3 * s.dims.dirs);
+  return step < kSharedStepWork ? 1 : ceil_div(threads, s.dims.dirs);
+}
+
+/// run(block) for each direction's share of units, phase after phase.
+template <class F>
+void for_each_share(const Context& ctx, const Scan& s, const RecurrentVariant& v, bool forward,
+                    std::int64_t shares, int phases, const F& run) {
+  const std::int64_t first = s.part_begin * s.dims.cut.batch;
+  const std::int64_t rows = (s.part_end - s.part_begin) * s.dims.cut.batch;
+  for (int phase = 0; phase < phases; ++phase) {
+    for_each(ctx, s.dims.dirs * shares, 1e9, [&](std::int64_t i) {
+      RowBlock b = block_of(s, v, forward, i / shares);
+      b.begin = first;
+      b.end = first + rows;
+      b.share = i % shares;
+      b.shares = shares;
+      b.phase = phase;
+      run(b);
+    });
+  }
+}
+
+}  // namespace
+
 void forward(const Context& ctx, const ForwardScan& s, const RecurrentVariant& v) {
   const RecurrentSteps& steps = steps_of(s.dims, v);
   const std::int64_t rows = (s.part_end - s.part_begin) * s.dims.cut.batch;
+  if (const std::int64_t shares = unit_shares(s, rows); shares > 1) {
+    for (std::int64_t k = s.step_begin; k < s.step_end; ++k) {
+      for_each_share(ctx, s, v, true, shares, steps.forward_phases,
+                     [&](const RowBlock& b) { steps.forward_step(s, b, k); });
+    }
+    for_each_share(ctx, s, v, true, 1, 1, [&](const RowBlock& b) { steps.forward_end(s, b); });
+    return;
+  }
   for_each_block(ctx, s, v, true, s.part_begin * s.dims.cut.batch, rows,
                  block_rows(s.dims, products_of(s.dims, true), rows), product_work(s, rows, 3),
                  [&](const RowBlock& b) { steps.forward(s, b); });
@@ -164,6 +206,13 @@ void replay(const Context& ctx, const ForwardScan& s, const RecurrentVariant& v)
 void backward(const Context& ctx, const BackwardScan& s, const RecurrentVariant& v) {
   const RecurrentSteps& steps = steps_of(s.dims, v);
   const std::int64_t rows = (s.part_end - s.part_begin) * s.dims.cut.batch;
+  if (const std::int64_t shares = unit_shares(s, rows); shares > 1) {
+    for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) {
+      for_each_share(ctx, s, v, false, shares, steps.backward_phases,
+                     [&](const RowBlock& b) { steps.backward_step(s, b, k); });
+    }
+    return;
+  }
   for_each_block(ctx, s, v, false, s.part_begin * s.dims.cut.batch, rows,
                  block_rows(s.dims, products_of(s.dims, false), rows), product_work(s, rows, 3),
                  [&](const RowBlock& b) { steps.backward(s, b); });

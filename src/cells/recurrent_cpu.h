@@ -20,6 +20,14 @@ struct RowBlock {
   std::int64_t dir = 0, begin = 0, end = 0;
   void* scratch = nullptr;  // the direction's
   Products products = Products::kPanels;
+  // Which of the block's units: share `share` of `shares` equal ones. With more than one, a step
+  // has phases, each of which reads what all shares of the one before wrote; -1 is all phases.
+  std::int64_t share = 0, shares = 1;
+  int phase = -1;
+
+  bool does(int which) const { return phase < 0 || phase == which; }
+  std::int64_t first_of(std::int64_t n) const { return n * share / shares; }
+  std::int64_t last_of(std::int64_t n) const { return n * (share + 1) / shares; }
 };
 
 /// Steps of one cell in one element type.
@@ -27,12 +35,18 @@ struct RecurrentSteps {
   /// Bytes of scratch for one direction.
   std::int64_t (*forward_scratch)(const recurrent::Dims&, Products);
   std::int64_t (*backward_scratch)(const recurrent::Dims&, Products);
-  /// Fill one direction's scratch from its weights: share `begin` of `end` equal ones.
+  /// Fill one share of a direction's scratch from its weights.
   void (*pack_forward)(const recurrent::Scan&, const RowBlock&);
   void (*pack_backward)(const recurrent::Scan&, const RowBlock&);
   /// All of the scan's steps.
   void (*forward)(const recurrent::ForwardScan&, const RowBlock&);
   void (*backward)(const recurrent::BackwardScan&, const RowBlock&);
+  /// One step's share of units, for few rows: forward, backward, and what comes after the last step
+  /// forward. Steps of a direction follow each other, phase by phase.
+  void (*forward_step)(const recurrent::ForwardScan&, const RowBlock&, std::int64_t k);
+  void (*backward_step)(const recurrent::BackwardScan&, const RowBlock&, std::int64_t k);
+  void (*forward_end)(const recurrent::ForwardScan&, const RowBlock&);
+  int forward_phases, backward_phases;
   /// The gates of entries [begin, end) among the scan's own (part, step in time, sequence).
   void (*replay)(const recurrent::ForwardScan&, const RowBlock&);
 };

@@ -142,8 +142,8 @@ struct Packed {
                        char* out) {
     const Products products = w.products;
     const Columns<T> layout(columns);
-    const std::int64_t last = layout.panels * (w.begin + 1) / w.end;
-    for (std::int64_t panel = layout.panels * w.begin / w.end; panel < last; ++panel) {
+    for (std::int64_t panel = w.first_of(layout.panels); panel < w.last_of(layout.panels);
+         ++panel) {
       for (int j = 0; j < layout.width(panel); ++j) {
         const std::int64_t first = (layout.first(panel) + j) * kSize;
         const std::int64_t left = columns - first;
@@ -214,7 +214,7 @@ struct StepsBase {
            64 * 64;
   }
   static void pack_bias(const Scan& s, const RowBlock& w) {
-    if (w.begin != 0) return;
+    if (w.share != 0) return;
     const std::int64_t dir = w.dir;
     const std::int64_t h = s.dims.hidden;
     T* out = static_cast<T*>(w.scratch);
@@ -242,8 +242,7 @@ struct StepsBase {
   static void pack_gates(const Scan& s, const RowBlock& w, int gates, char* out) {
     const std::int64_t h = s.dims.hidden;
     const T* r = weight(s, w.dir);
-    const std::int64_t last = vectors(h) * (w.begin + 1) / w.end;
-    for (std::int64_t v = vectors(h) * w.begin / w.end; v < last; ++v) {
+    for (std::int64_t v = w.first_of(vectors(h)); v < w.last_of(vectors(h)); ++v) {
       for (int g = 0; g < gates; ++g) {
         Packed<T>::pack(w.products, r + (g * h + v * kSize) * h, 1, h, lanes(h, v), h, g, gates,
                         out + v * gates * Packed<T>::vector_bytes(w.products, h));
@@ -256,42 +255,52 @@ struct StepsBase {
 
   static void forward(const ForwardScan& s, const RowBlock& w) {
     const Block<T> block(s, w.dir, w.begin, w.end);
+    for (std::int64_t k = s.step_begin; k < s.step_end; ++k) step_of(s, w, block, k);
+    end_of(s, block);
+  }
+  static void forward_step(const ForwardScan& s, const RowBlock& w, std::int64_t k) {
+    step_of(s, w, Block<T>(s, w.dir, w.begin, w.end), k);
+  }
+  static void forward_end(const ForwardScan& s, const RowBlock& w) {
+    end_of(s, Block<T>(s, w.dir, w.begin, w.end));
+  }
+
+  static void step_of(const ForwardScan& s, const RowBlock& w, const Block<T>& block,
+                      std::int64_t k) {
     const std::int64_t hidden = s.dims.hidden;
-    T* h = static_cast<T*>(s.h);
-    T* h_next = static_cast<T*>(s.h_next);
-    for (std::int64_t k = s.step_begin; k < s.step_end; ++k) {
-      Row rows[kMostBlockRows];
-      int count = 0;
-      for (int i = 0; i < block.count(); ++i) {
-        Row r;
-        r.h = h + block.state(i);
-        r.h_next = h_next + block.state(i);
-        r.c = Cell::kHasC ? static_cast<T*>(s.c) + block.state(i) : nullptr;
-        r.gates = block.row(s.gates, i, k);
-        r.y = block.output(static_cast<T*>(s.y), i, k);
-        r.h_kept = block.row(s.h_kept, i, k);
-        r.c_kept = Cell::kHasC ? block.row(s.c_kept, i, k) : nullptr;
-        if (block.valid(i, k)) {
-          rows[count++] = r;
-          continue;
-        }
-        copy(r.h, r.h_next, hidden);
-        if (r.y != nullptr) clear(r.y, hidden);
-        if (r.h_kept != nullptr) copy(r.h, r.h_kept, hidden);
-        if (r.c_kept != nullptr) copy(r.c, r.c_kept, hidden);
-        if (s.save) Derived::clear_operand(r.gates, hidden);
+    // The two states take turns.
+    const bool odd = (k - s.step_begin) % 2 != 0;
+    const T* h = static_cast<const T*>(odd ? s.h_next : s.h);
+    T* h_next = static_cast<T*>(odd ? s.h : s.h_next);
+    Row rows[kMostBlockRows];
+    int count = 0;
+    for (int i = 0; i < block.count(); ++i) {
+      Row r;
+      r.h = h + block.state(i);
+      r.h_next = h_next + block.state(i);
+      r.c = Cell::kHasC ? static_cast<T*>(s.c) + block.state(i) : nullptr;
+      r.gates = block.row(s.gates, i, k);
+      r.y = block.output(static_cast<T*>(s.y), i, k);
+      r.h_kept = block.row(s.h_kept, i, k);
+      r.c_kept = Cell::kHasC ? block.row(s.c_kept, i, k) : nullptr;
+      if (block.valid(i, k)) {
+        rows[count++] = r;
+        continue;
       }
-      if (count > 0) {
-        Derived::step(s, w, rows, count, s.zero_state && k == s.step_begin);
-      }
-      T* swap = h;
-      h = h_next;
-      h_next = swap;
+      if (w.share != 0 || !w.does(0)) continue;
+      copy(r.h, r.h_next, hidden);
+      if (r.y != nullptr) clear(r.y, hidden);
+      if (r.h_kept != nullptr) copy(r.h, r.h_kept, hidden);
+      if (r.c_kept != nullptr) copy<T>(r.c, r.c_kept, hidden);
+      if (s.save) Derived::clear_operand(r.gates, hidden);
     }
-    if (h != s.h) {
-      for (int i = 0; i < block.count(); ++i) {
-        copy(h + block.state(i), h_next + block.state(i), hidden);
-      }
+    if (count > 0) Derived::step(s, w, rows, count, s.zero_state && k == s.step_begin);
+  }
+  static void end_of(const ForwardScan& s, const Block<T>& block) {
+    if ((s.step_end - s.step_begin) % 2 == 0) return;
+    for (int i = 0; i < block.count(); ++i) {
+      copy(static_cast<const T*>(s.h_next) + block.state(i), static_cast<T*>(s.h) + block.state(i),
+           s.dims.hidden);
     }
   }
 
@@ -416,22 +425,28 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     if (w.products == Products::kRead) {
       T* products = reinterpret_cast<T*>(data);
       const std::int64_t row = kGates * hidden;
-      if (zero_state) {
-        clear(products, count * row);
-      } else {
-        for (int i = 0; i < count; ++i) {
-          // Neighbours that are equally far apart share a reading of R.
-          int same = 1;
-          while (i + same < count &&
-                 rows[i + same].h - rows[i].h == same * (rows[i + 1].h - rows[i].h)) {
-            ++same;
-          }
-          dot_products(same, row, hidden, rows[i].h, same > 1 ? rows[i + 1].h - rows[i].h : hidden,
-                       Base::weight(s, w.dir), hidden, products + i * row, row, true);
-          i += same - 1;
+      const std::int64_t v0 = w.first_of(vectors(hidden)), v1 = w.last_of(vectors(hidden));
+      const std::int64_t u0 = v0 * kSize, u1 = v1 * kSize < hidden ? v1 * kSize : hidden;
+      for (int i = 0; i < count; ++i) {
+        // Neighbours that are equally far apart share a reading of R.
+        int same = 1;
+        while (!zero_state && i + same < count &&
+               rows[i + same].h - rows[i].h == same * (rows[i + 1].h - rows[i].h)) {
+          ++same;
         }
+        for (int g = 0; g < kGates; ++g) {
+          T* out = products + i * row + g * hidden + u0;
+          if (zero_state) {
+            clear(out, u1 - u0);
+          } else {
+            dot_products(
+                same, u1 - u0, hidden, rows[i].h, same > 1 ? rows[i + 1].h - rows[i].h : hidden,
+                Base::weight(s, w.dir) + (g * hidden + u0) * hidden, hidden, out, row, true);
+          }
+        }
+        i += same - 1;
       }
-      for (std::int64_t v = 0; v < vectors(hidden); ++v) {
+      for (std::int64_t v = v0; v < v1; ++v) {
         units_of(s, rows, count, v, products + v * kSize, row, hidden, bias);
       }
       return;
@@ -444,7 +459,8 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     const std::int64_t vector_bytes = Packed<T>::vector_bytes(w.products, hidden);
     if (kUnitPanels) {
       const Columns<T> layout(hidden);
-      for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+      for (std::int64_t panel = w.first_of(layout.panels); panel < w.last_of(layout.panels);
+           ++panel) {
         const int width = layout.width(panel);
         const std::int64_t first = layout.first(panel);
         if (!zero_state) left.multiply_with(data + first * vector_bytes, width, out);
@@ -454,8 +470,9 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
       }
     } else {
       const int at_once = Base::units_at_once(w);
-      for (std::int64_t v = 0; v < vectors(hidden); v += at_once) {
-        const int units = v + at_once <= vectors(hidden) ? at_once : 1;
+      const std::int64_t end = w.last_of(vectors(hidden));
+      for (std::int64_t v = w.first_of(vectors(hidden)); v < end; v += at_once) {
+        const int units = v + at_once <= end ? at_once : 1;
         const int width = units * kGates;
         if (!zero_state) left.multiply_with(data + v * kGates * vector_bytes, width, out);
         for (int j = 0; j < units; ++j) {
@@ -523,33 +540,45 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
 
   static void backward(const BackwardScan& s, const RowBlock& w) {
     const Block<T> block(s, w.dir, w.begin, w.end);
+    for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) step_back(s, w, block, k);
+  }
+  static void backward_step(const BackwardScan& s, const RowBlock& w, std::int64_t k) {
+    step_back(s, w, Block<T>(s, w.dir, w.begin, w.end), k);
+  }
+
+  /// Phase 0: the gates' gradients of each unit; phase 1: what they add to dh through R.
+  static void step_back(const BackwardScan& s, const RowBlock& w, const Block<T>& block,
+                        std::int64_t k) {
     const std::int64_t hidden = s.dims.hidden;
-    for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) {
-      GradientRow rows[kMostBlockRows];
-      const T* dgates[kMostBlockRows];
-      int count = 0;
-      for (int i = 0; i < block.count(); ++i) {
-        GradientRow r;
-        r.dgates = block.row(s.dgates, i, k);
-        if (!block.valid(i, k)) {
-          clear(r.dgates, kGradients * hidden);
-          continue;
-        }
-        r.gates = block.row(s.gates, i, k);
-        r.h = block.row(s.h_kept, i, k);
-        r.c = Cell::kHasC ? block.row(s.c_kept, i, k) : nullptr;
-        r.dy = block.output(static_cast<const T*>(s.dy), i, k);
-        r.dh = static_cast<T*>(s.dh) + block.state(i);
-        r.dc = Cell::kHasC ? static_cast<T*>(s.dc) + block.state(i) : nullptr;
-        for_each_vector<V>(hidden, [&](auto whole, std::int64_t h, int n) PENSTOCK_LAMBDA_INLINE {
-          gradients<decltype(whole)::value>(r, h, n, hidden);
-        });
-        dgates[count] = r.dgates;
-        rows[count++] = r;
+    const std::int64_t u0 = w.first_of(vectors(hidden)) * kSize;
+    const std::int64_t end = w.last_of(vectors(hidden)) * kSize;
+    const std::int64_t units = (end < hidden ? end : hidden) - u0;
+    GradientRow rows[kMostBlockRows];
+    const T* dgates[kMostBlockRows];
+    int count = 0;
+    for (int i = 0; i < block.count(); ++i) {
+      GradientRow r;
+      r.dgates = block.row(s.dgates, i, k);
+      if (!block.valid(i, k)) {
+        if (w.share == 0 && w.does(0)) clear(r.dgates, kGradients * hidden);
+        continue;
       }
-      if (count == 0 || (k == 0 && !s.want_first)) continue;
-      add_products(s, w, rows, dgates, count);
+      r.gates = block.row(s.gates, i, k);
+      r.h = block.row(s.h_kept, i, k);
+      r.c = Cell::kHasC ? block.row(s.c_kept, i, k) : nullptr;
+      r.dy = block.output(static_cast<const T*>(s.dy), i, k);
+      r.dh = static_cast<T*>(s.dh) + block.state(i);
+      r.dc = Cell::kHasC ? static_cast<T*>(s.dc) + block.state(i) : nullptr;
+      if (w.does(0)) {
+        for_each_vector<V>(units, [&](auto whole, std::int64_t h, int n) PENSTOCK_LAMBDA_INLINE {
+          gradients<decltype(whole)::value>(r, u0 + h, n, hidden);
+        });
+      }
+      dgates[count] = r.dgates;
+      rows[count++] = r;
     }
+    if (count == 0 || !w.does(1) || (k == 0 && !s.want_first)) return;
+    add_products(s, w, rows, dgates, count);
   }
 
   /// dh += gates' gradients · R.
@@ -558,15 +587,18 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     const std::int64_t hidden = s.dims.hidden;
     const Runs run = runs(hidden);
     if (w.products == Products::kRead) {
-      T* out = static_cast<T*>(w.scratch);
-      const T* r = Base::weight(s, w.dir);
+      const std::int64_t u0 = w.first_of(vectors(hidden)) * kSize;
+      const std::int64_t end = w.last_of(vectors(hidden)) * kSize;
+      const std::int64_t units = (end < hidden ? end : hidden) - u0;
+      T* out = static_cast<T*>(w.scratch) + u0;
+      const T* r = Base::weight(s, w.dir) + u0;
       for (int i = 0; i < count; ++i) {
-        dot_products(1, hidden, run.first, dgates[i], run.first, r, hidden, out, hidden, false);
-        add(out, rows[i].dh, hidden);
+        dot_products(1, units, run.first, dgates[i], run.first, r, hidden, out, hidden, false);
+        add(out, rows[i].dh + u0, units);
         if (run.second == 0) continue;
-        dot_products(1, hidden, run.second, dgates[i] + run.first + run.gap, run.second,
+        dot_products(1, units, run.second, dgates[i] + run.first + run.gap, run.second,
                      r + run.first * hidden, hidden, out, hidden, false);
-        add(out, rows[i].dh, hidden);
+        add(out, rows[i].dh + u0, units);
       }
       return;
     }
@@ -574,7 +606,8 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     const LeftRows<T> left(w.products, dgates, count, run.first, run.gap, run.second);
     const std::int64_t vector_bytes = Packed<T>::vector_bytes(w.products, kGates * hidden);
     const Columns<T> layout(hidden);
-    for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+    for (std::int64_t panel = w.first_of(layout.panels); panel < w.last_of(layout.panels);
+         ++panel) {
       const int width = layout.width(panel);
       left.multiply_with(static_cast<const char*>(w.scratch) + layout.first(panel) * vector_bytes,
                          width, out);
@@ -592,8 +625,18 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
   }
 
   static constexpr RecurrentSteps table() {
-    return {&forward_scratch, &backward_scratch, &pack_forward, &pack_backward,
-            &Base::forward,   &backward,         &Base::replay};
+    return {&forward_scratch,
+            &backward_scratch,
+            &pack_forward,
+            &pack_backward,
+            &Base::forward,
+            &backward,
+            &Base::forward_step,
+            &backward_step,
+            &Base::forward_end,
+            1,
+            2,
+            &Base::replay};
   }
 };
 
