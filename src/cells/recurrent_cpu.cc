@@ -26,13 +26,14 @@ constexpr std::int64_t kFewestChunkRows = 256, kMostChunkRows = 8192;
 // With fewer rows at a time, threads would go without work.
 constexpr std::int64_t kParallelRows = 128;
 
-// With so few steps in all, bringing large weights into another order costs more than it saves.
+// For a single step of so few sequences, bringing large weights (H * max(H, D)) into another order
+// costs more than it saves.
 constexpr std::int64_t kFewRows = 16;
-constexpr std::int64_t kLargeWeights = std::int64_t{1} << 16;
+constexpr std::int64_t kLargeWeights = 20000;
 
 bool few_rows(const Dims& d) {
-  return d.cut.entries() * d.cut.batch < kFewRows &&
-         d.hidden * std::max(d.hidden, d.input) >= kLargeWeights / 3;
+  return d.cut.entries() == 1 && d.cut.batch < kFewRows &&
+         d.hidden * std::max(d.hidden, d.input) >= kLargeWeights;
 }
 
 Products products_of(const Dims& d, bool forward) {

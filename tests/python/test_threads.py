@@ -165,3 +165,32 @@ def test_the_pool_ends_with_the_process() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["(64,", "16,", "256)"] * 2
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "gru before", "lstm"])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_few_rows_of_large_cells(
+    threads: Callable[[int], None], cpu_only: None, cell: str, direction: str
+) -> None:
+    """Here threads share the units of each step, not the rows."""
+    rng = np.random.default_rng(0)
+    name, _, reset = cell.partition(" ")
+    hidden, inputs, steps, batch = 390, 20, 5, 2
+    dirs = 2 if direction == "bidirectional" else 1
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
+    shapes = [(gates * hidden, inputs), (gates * hidden, hidden), (gates * hidden,)]
+    weight_ih, weight_hh, bias = (
+        rng.uniform(-0.1, 0.1, (dirs, *shape)).astype(np.float32) for shape in shapes
+    )
+    x = rng.standard_normal((steps, batch, inputs)).astype(np.float32)
+    options = {"reset": reset} if reset else {}
+    expected: list[bytes] = []
+    for n in (1, 2, 5, 8):
+        threads(n)
+        out = getattr(penstock, name)(
+            x, weight_ih, weight_hh, bias, bias, lengths=[5, 3], direction=direction, **options
+        )
+        grads = out.backprop(np.ones_like(out.y))
+        bits = [a.tobytes() for a in (*out[:-1], *grads)]
+        expected = expected or bits
+        assert bits == expected, n
