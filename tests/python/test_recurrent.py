@@ -420,7 +420,11 @@ def alone(problem: RecurrentProblem, b: int) -> RecurrentProblem:
 @pytest.mark.parametrize(
     ("steps", "batch", "inputs", "hidden"),
     [
-        (9, 3, 6, 4), (7, 5, 40, 33), (12, 9, 64, 64), (5, 20, 17, 130), (21, 4, 100, 50),
+        (9, 3, 6, 4),
+        (7, 5, 40, 33),
+        (12, 9, 64, 64),
+        (5, 20, 17, 130),
+        (21, 4, 100, 50),
         (8, 4, 60, 200),
     ],  # fmt: skip
 )
