@@ -25,17 +25,20 @@ constexpr std::int64_t kTileBytes = 1024;
 constexpr int kParts = 3;
 // The largest integer that three signed bytes hold, rounded down to leave room for rounding up.
 constexpr float kLargest = 8355000.0f;
-// Rows or columns with nothing larger are misfits: their scale would overflow.
+// The scale of rows or columns with nothing larger would overflow.
 constexpr float kTiny = 1e-30f;
 
 std::int64_t steps_of(std::int64_t k) { return (k + kDepth - 1) / kDepth; }
 
-/// Factor to integers, and back, for numbers of at most this magnitude. NaN for misfits.
+/// Factor to integers, and back, for numbers of at most this magnitude. NaN for misfits:
+/// infinities, NaN and, unless `tiny_fits`, tiny numbers, which else are rounded to multiples of
+/// 1e-37.
 struct Scale {
   float factor, inverse;
 };
-Scale scale_of(float largest) {
+Scale scale_of(float largest, bool tiny_fits = false) {
   if (largest == 0.0f) return {0.0f, 0.0f};
+  if (tiny_fits && largest < kTiny) largest = kTiny;
   if (!(largest <= 3.4028234e38f) || largest < kTiny) return {0.0f, std::nanf("")};
   const float factor = kLargest / largest;
   return {factor, 1.0f / factor};
@@ -163,7 +166,8 @@ void pack_tile(bool along_k, bool is_b, const float* source, std::int64_t ld, st
 
 // Scales of up to 16 rows of A or columns of B.
 void scales_of(bool along_k, const float* source, std::int64_t ld, std::int64_t count,
-               std::int64_t depth, const float* balance, float* factors, float* inverses) {
+               std::int64_t depth, const float* balance, float* factors, float* inverses,
+               bool tiny_fits = false) {
   float largest[kTile] = {};
   if (along_k) {
     for (std::int64_t i = 0; i < count; ++i)
@@ -172,7 +176,7 @@ void scales_of(bool along_k, const float* source, std::int64_t ld, std::int64_t 
     largest_of_columns(source, ld, first(count), depth, balance, largest);
   }
   for (std::int64_t i = 0; i < kTile; ++i) {
-    const Scale s = scale_of(largest[i]);
+    const Scale s = scale_of(largest[i], tiny_fits);
     factors[i] = s.factor;
     inverses[i] = s.inverse;
   }
@@ -361,7 +365,7 @@ void fixed_pack(const float* source, std::int64_t k_stride, std::int64_t column_
   const std::int64_t ld = along_k ? column_stride : k_stride;
   float factors[kTile];
   auto* inverses = reinterpret_cast<float*>(out + steps_of(k) * kParts * kTileBytes);
-  scales_of(along_k, source, ld, count, k, nullptr, factors, inverses);
+  scales_of(along_k, source, ld, count, k, nullptr, factors, inverses, /*tiny_fits=*/true);
   for (std::int64_t p = 0; p < k; p += kDepth) {
     pack_tile(along_k, true, source + (along_k ? p : p * ld), ld, count, k - p, factors, nullptr,
               out, kTileBytes);

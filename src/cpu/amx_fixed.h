@@ -27,7 +27,8 @@ bool fixed_pays(std::int64_t columns, std::int64_t k);
 /// Bytes of one vector of packed columns.
 std::size_t fixed_vector_bytes(std::int64_t k);
 /// Pack up to kFixedColumns columns, `k` long; elements k_stride apart, columns column_stride
-/// apart; one of the two is 1. `packed` is aligned to 64 bytes.
+/// apart; one of the two is 1. `packed` is aligned to 64 bytes. Columns of tiny numbers alone are
+/// rounded to multiples of 1e-37; columns with infinities or NaN give NaN.
 void fixed_pack(const float* source, std::int64_t k_stride, std::int64_t column_stride, int count,
                 std::int64_t k, void* packed);
 
