@@ -115,6 +115,9 @@ class Sliced {
                  "expected at most " + std::to_string(SlicedInputs::kMaxSlices) +
                      " numbers (actual: " + std::to_string(in.slice_count) + ")");
     }
+    if (in.slice_count > 0 && in.slices == nullptr) {
+      check.fail(ErrorCode::kValue, "slices", "expected numbers (actual: not given)");
+    }
     if (in.levels == nullptr) check.fail(ErrorCode::kValue, "levels", "expected parameters");
     check_options(check);
     const std::int64_t time = in.x.shape[0], batch = in.x.shape[1];
