@@ -6,6 +6,7 @@ python docs/slicing/draw.py
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import math
 from pathlib import Path
@@ -116,7 +117,10 @@ def draw(folder: Path) -> list[Path]:
     with mpl.rc_context(settings):
         for name, theme in THEMES.items():
             path = folder / f"slices-{name}.svg"
-            figure(theme).savefig(path, transparent=True, metadata={"Date": None})
+            text = io.StringIO()
+            figure(theme).savefig(text, format="svg", transparent=True, metadata={"Date": None})
+            lines = (line.rstrip() for line in text.getvalue().splitlines())
+            path.write_text("\n".join(lines) + "\n")
             paths.append(path)
     return paths
 
