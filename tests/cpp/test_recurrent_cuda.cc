@@ -103,7 +103,7 @@ TEST_P(Repeats, GiveTheResultsOfAFirstCall) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Repeats, testing::ValuesIn(backend_names()),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& test) { return test.param; });
 
 }  // namespace
 }  // namespace penstock::tests
