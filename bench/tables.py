@@ -1,6 +1,7 @@
-"""Write the tables of measured results in README and docs, from the file bench/sru_cpu.py wrote.
+"""Write the tables of measured results in README and docs, from what the benchmarks wrote.
 
 python bench/tables.py            # after bench/sru_cpu.py --out bench/results/sru_cpu.json
+                                  # or bench/recurrent_cpu.py, likewise
 python bench/tables.py --check    # status 1 if a table says something else
 """
 
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = "bench/results/sru_cpu.json"
+SRU_RESULTS = "bench/results/sru_cpu.json"
+RECURRENT_RESULTS = "bench/results/recurrent_cpu.json"
 END = "<!-- end of table -->"
 OURS = "penstock.SRU"
 FLOOR = "matrix products"
@@ -25,14 +27,14 @@ def _milliseconds(ms: float) -> str:
     return f"{ms:.3g}" if ms < 100 else f"{ms:.0f}"
 
 
-def _cell(name: str, row: dict[str, Any]) -> str:
+def _cell(name: str, row: dict[str, Any], ours: str = OURS) -> str:
     """Time of a contender and how many times ours it is."""
     if name not in row["times"]:
         return "–"
     ms = row["times"][name]["ms"]
-    if name == OURS:
+    if name == ours:
         return f"**{_milliseconds(ms)}**"
-    return f"{_milliseconds(ms)} ({ms / row['times'][OURS]['ms']:.1f}×)"
+    return f"{_milliseconds(ms)} ({ms / row['times'][ours]['ms']:.1f}×)"
 
 
 def _origin(data: dict[str, Any]) -> str:
@@ -87,11 +89,137 @@ def recurrence(data: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Milliseconds, float32, medians. {_origin(data)}"])
 
 
-# File, name of the table in its marks, what writes it.
-TABLES: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
-    ("README.md", "layer, most threads", layer_most_threads),
-    ("docs/performance.md", "layer", layer),
-    ("docs/performance.md", "recurrence", recurrence),
+# Contenders of each network in bench/recurrent_cpu.py, ours first.
+GRU = ("penstock.GRU", "torch.nn.GRU", "JAX")
+LSTM = ("penstock.LSTM", "torch.nn.LSTM")
+SLICED = (
+    "penstock.SlicedRNN",
+    "composed of torch.nn.GRU",
+    "torch.nn.GRU, not sliced",
+    "torch.nn.GRU, not sliced (last)",
+    "penstock.GRU, not sliced",
+    "penstock.GRU, not sliced (last)",
+)
+
+
+def _shape(row: dict[str, Any]) -> str:
+    return f"({', '.join(map(str, row['case']))})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _with(data: dict[str, Any], matrix_unit: bool, *networks: str) -> list[dict[str, Any]]:
+    """Rows of these networks, measured with or without the matrix unit of this machine."""
+    own = data["machine"]["penstock"]["cpu_isa"]
+    return [
+        row
+        for row in data["results"]
+        if row["network"] in networks and (row["isa"] == own) == matrix_unit
+    ]
+
+
+def _cells_in_turn(
+    data: dict[str, Any], gru: tuple[str, ...], matrix_unit: bool, threads: int | None = None
+) -> str:
+    """GRU and LSTM side by side."""
+    rows = []
+    found = _with(data, matrix_unit, "GRU", "LSTM")
+    pairs = {(tuple(r["case"]), r["mode"], r["threads"], r["network"]): r for r in found}
+    for row in found:
+        if row["network"] != "GRU" or threads not in (None, row["threads"]):
+            continue
+        lstm = pairs[tuple(row["case"]), row["mode"], row["threads"], "LSTM"]
+        rows.append(
+            [_shape(row), row["mode"].replace("+", " + "), str(row["threads"])]
+            + [_cell(name, row, gru[0]) for name in gru]
+            + [_cell(name, lstm, LSTM[0]) for name in LSTM]
+        )
+    lines = _table(["(T, B, D, H)", "pass", "threads", *gru, *LSTM], rows)
+    end = f"Milliseconds, float32, medians; in brackets, times ours. {_origin(data)}"
+    return "\n".join([*lines, "", end])
+
+
+def recurrent(data: dict[str, Any]) -> str:
+    """GRU and LSTM and their peers, in Markdown."""
+    return _cells_in_turn(data, GRU, matrix_unit=True)
+
+
+def recurrent_most_threads(data: dict[str, Any]) -> str:
+    return _cells_in_turn(
+        data, GRU, matrix_unit=True, threads=max(row["threads"] for row in data["results"])
+    )
+
+
+def recurrent_no_matrix_unit(data: dict[str, Any]) -> str:
+    return _cells_in_turn(data, GRU[:2], matrix_unit=False)
+
+
+def sliced(data: dict[str, Any]) -> str:
+    """The sliced GRU beside what does without penstock, or without slicing, in Markdown."""
+    rows = [
+        [_shape(row), f"({', '.join(map(str, row['slices']))})"]
+        + [row["mode"].replace("+", " + "), str(row["threads"]), unit]
+        + [_cell(name, row, SLICED[0]) for name in SLICED]
+        for matrix_unit, unit in ((True, "yes"), (False, "no"))
+        for row in _with(data, matrix_unit, "sliced GRU")
+    ]
+    head = ["(T, B, D, H)", "slices", "pass", "threads", "matrix unit", *SLICED]
+    end = f"Milliseconds, float32, medians; in brackets, times ours. {_origin(data)}"
+    return "\n".join([*_table(head, rows), "", end])
+
+
+def recurrent_errors(data: dict[str, Any]) -> str:
+    """Errors of all contenders, in Markdown; a cell: y, dx, dweight_ih, dweight_hh."""
+    found = [
+        row
+        for row in _with(data, True, "GRU", "LSTM", "sliced GRU")
+        if row["mode"] == "forward" and row["threads"] == 1
+    ]
+    values = ("y", "dx", "dweight_ih", "dweight_hh")
+    rows = []
+    for row in found:
+        for name, error in row["errors"].items():
+            cells = [f"{error[v] * 1e7:.1f}" if v in error else "–" for v in values]
+            rows.append([row["network"], _shape(row), name, *cells])
+    lines = _table(["network", "(T, B, D, H)", "by", *values], rows)
+    end = (
+        "max|a − b| / max|b| against torch.nn in float64, in units of 10⁻⁷; float32, "
+        f"random weights and inputs. {_origin(data)}"
+    )
+    return "\n".join([*lines, "", end])
+
+
+def sliced_memory(data: dict[str, Any]) -> str:
+    """Peak memory of a training call beside what it must keep, in Markdown."""
+    rows = [
+        [
+            row["contender"],
+            f"{row['peak'] / 2**20:.0f}",
+            f"{row['must_keep'] / 2**20:.0f}",
+            f"{row['ratio']:.2f}",
+            f"{row['formula'].replace('*', '·')}: {row['meaning']}",
+        ]
+        for row in data["memory"]
+    ]
+    lines = _table(["by", "peak, MiB", "must keep, MiB", "ratio", "what must be kept"], rows)
+    row = data["memory"][0]
+    slices = ", ".join(map(str, row["slices"]))
+    end = f"One training call, (T, B, D, H) = {_shape(row)}, slices ({slices}). {_origin(data)}"
+    return "\n".join([*lines, "", end])
+
+
+# Results, file, name of the table in its marks, what writes it.
+TABLES: list[tuple[str, str, str, Callable[[dict[str, Any]], str]]] = [
+    (SRU_RESULTS, "README.md", "layer, most threads", layer_most_threads),
+    (SRU_RESULTS, "docs/performance.md", "layer", layer),
+    (SRU_RESULTS, "docs/performance.md", "recurrence", recurrence),
+    (RECURRENT_RESULTS, "docs/performance.md", "recurrent", recurrent),
+    (RECURRENT_RESULTS, "docs/performance.md", "sliced", sliced),
+    (RECURRENT_RESULTS, "docs/performance.md", "no matrix unit", recurrent_no_matrix_unit),
+    (RECURRENT_RESULTS, "docs/performance.md", "errors", recurrent_errors),
+    (RECURRENT_RESULTS, "docs/performance.md", "sliced memory", sliced_memory),
 ]
 
 
@@ -104,15 +232,19 @@ def replaced(text: str, name: str, table: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{table}\n{END}", text)
 
 
-def outdated(data: dict[str, Any], write: bool = False) -> list[str]:
-    """Files whose tables differ from the data; they are rewritten if `write`."""
+def outdated(write: bool = False) -> list[str]:
+    """Files whose tables differ from the results; they are rewritten if `write`."""
     differing = []
-    for file in sorted({file for file, _, _ in TABLES}):
+    results = {
+        name: json.loads((ROOT / name).read_text(encoding="utf-8"))
+        for name in sorted({name for name, *_ in TABLES})
+    }
+    for file in sorted({file for _, file, *_ in TABLES}):
         path = ROOT / file
         old = new = path.read_text(encoding="utf-8")
-        for owner, name, make in TABLES:
+        for source, owner, name, make in TABLES:
             if owner == file:
-                new = replaced(new, name, make(data))
+                new = replaced(new, name, make(results[source]))
         if new != old:
             differing.append(file)
             if write:
@@ -124,8 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing")
     args = parser.parse_args()
-    data = json.loads((ROOT / RESULTS).read_text())
-    files = outdated(data, write=not args.check)
+    files = outdated(write=not args.check)
     if args.check and files:
         sys.exit(f"tables are out of date in {', '.join(files)}")
 

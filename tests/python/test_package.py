@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ import sysconfig
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import penstock
 import pytest
@@ -192,10 +192,10 @@ def test_readme_names_every_setting() -> None:
 
 def test_tables_are_what_was_measured() -> None:
     module = load_tables()
-    results = ROOT / module.RESULTS
-    if not results.exists():
-        pytest.skip(f"there is no {module.RESULTS}")
-    assert module.outdated(json.loads(results.read_text())) == []
+    for name in (module.SRU_RESULTS, module.RECURRENT_RESULTS):
+        if not (ROOT / name).exists():
+            pytest.skip(f"there is no {name}")
+    assert module.outdated() == []
 
 
 def test_layer_table_of_given_results() -> None:
@@ -226,6 +226,64 @@ def test_layer_table_of_given_results() -> None:
     assert lines[-1].endswith("P, 2 cores, 2025-01-01; a 1.")
     with pytest.raises(ValueError, match="expected the marks"):
         module.replaced("no marks here", "layer", "")
+
+
+def recurrent_results() -> dict[str, Any]:
+    """What bench/recurrent_cpu.py writes, with one case of each kind."""
+    errors = {"penstock.GRU": {"y": 1e-7, "dx": 2e-7, "dweight_ih": 3.04e-7}}
+    row = {"case": [2, 3, 4, 5], "threads": 1, "isa": "amx", "slices": [], "mode": "forward"}
+    gru = {"penstock.GRU": {"ms": 2.0}, "torch.nn.GRU": {"ms": 5.0}, "JAX": {"ms": 6.0}}
+    lstm = {"penstock.LSTM": {"ms": 4.0}, "torch.nn.LSTM": {"ms": 2.0}}
+    sliced = {"penstock.SlicedRNN": {"ms": 1.0}, "composed of torch.nn.GRU": {"ms": 123.4}}
+    both = {"mode": "forward+backward", "threads": 2}
+    return {
+        "machine": {
+            "processor": "P", "cores": 2, "date": "2025-01-01", "versions": {"a": "1"},
+            "penstock": {"cpu_isa": "amx"},
+        },
+        "results": [
+            {**row, "network": "GRU", "times": gru, "errors": errors},
+            {**row, "network": "LSTM", "times": lstm, "errors": {}},
+            {**row, **both, "network": "GRU", "times": gru, "errors": errors},
+            {**row, **both, "network": "LSTM", "times": lstm, "errors": {}},
+            {**row, "network": "GRU", "times": gru, "errors": {}, "isa": "avx512"},
+            {**row, "network": "LSTM", "times": lstm, "errors": {}, "isa": "avx512"},
+            {**row, "network": "sliced GRU", "slices": [2], "times": sliced, "errors": {}},
+        ],
+        "memory": [
+            {
+                "contender": "c", "case": [2, 3, 4, 5], "slices": [8, 8], "peak": 3 * 2**20,
+                "must_keep": 2**21, "ratio": 1.5, "formula": "a * b", "meaning": "all",
+            }
+        ],
+    }  # fmt: skip
+
+
+def test_recurrent_tables_of_given_results() -> None:
+    module = load_tables()
+    data = recurrent_results()
+    origin = "P, 2 cores, 2025-01-01; a 1."
+
+    def body(table: str) -> list[str]:
+        assert table.endswith(origin)
+        lines = table.splitlines()
+        assert len({line.count(" | ") for line in lines[:-2] if not line.startswith("|--")}) == 1
+        return lines[2:-2]
+
+    times = "**2** | 5 (2.5×) | 6 (3.0×) | **4** | 2 (0.5×) |"
+    second = f"| (2, 3, 4, 5) | forward + backward | 2 | {times}"
+    assert body(module.recurrent(data)) == [f"| (2, 3, 4, 5) | forward | 1 | {times}", second]
+    assert body(module.recurrent_most_threads(data)) == [second]
+    assert body(module.recurrent_no_matrix_unit(data)) == [
+        "| (2, 3, 4, 5) | forward | 1 | **2** | 5 (2.5×) | **4** | 2 (0.5×) |"
+    ]
+    assert body(module.sliced(data)) == [
+        "| (2, 3, 4, 5) | (2) | forward | 1 | yes | **1** | 123 (123.4×) | – | – | – | – |"
+    ]
+    assert body(module.recurrent_errors(data)) == [
+        "| GRU | (2, 3, 4, 5) | penstock.GRU | 1.0 | 2.0 | 3.0 | – |"
+    ]
+    assert body(module.sliced_memory(data)) == ["| c | 3 | 2 | 1.50 | a · b: all |"]
 
 
 # ---- project files ---------------------------------------------------------------------------
