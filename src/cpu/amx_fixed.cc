@@ -537,10 +537,13 @@ std::int32_t pack_columns_of_round(bool trans_b, std::int64_t begin, std::int64_
   return misfits;
 }
 
-// The power of two at or below x, and its inverse; 1 for what has none that is safe to multiply by.
+// The power of two at or below x, and its inverse, within what is safe to multiply by. 0 for 0, so
+// that what meets only zeros does not count; 1 for infinity and NaN.
 void power_of_two(float x, float* power, float* inverse) {
-  *power = *inverse = 1.0f;
-  if (!(x >= 1e-30f && x <= 1e30f)) return;
+  *power = *inverse = x == 0.0f ? 0.0f : 1.0f;
+  if (x == 0.0f || !(x <= 3.4028234e38f)) return;
+  constexpr float kSmallest = 1.1754944e-38f, kMost = 1e30f;
+  x = x < kSmallest ? kSmallest : x > kMost ? kMost : x;
   std::uint32_t bits = 0;
   std::memcpy(&bits, &x, sizeof bits);
   *power = as_float(bits & 0x7f800000u);
