@@ -30,18 +30,29 @@ constexpr float kTiny = 1e-30f;
 
 std::int64_t steps_of(std::int64_t k) { return (k + kDepth - 1) / kDepth; }
 
-/// Factor to integers, and back, for numbers of at most this magnitude. NaN for misfits:
-/// infinities, NaN and, unless `tiny_fits`, tiny numbers, which else are rounded to multiples of
-/// 1e-37.
+/// Factors to integers, and back, for numbers of at most this magnitude. `boost` comes before
+/// `factor`, where that alone would overflow. NaN for misfits.
 struct Scale {
-  float factor, inverse;
+  float factor, boost, inverse;
 };
-Scale scale_of(float largest, bool tiny_fits = false) {
-  if (largest == 0.0f) return {0.0f, 0.0f};
+constexpr float kBoost = 1.8446744e19f;  // 2^64
+
+/// Of a row of A; its inverse leaves the boost in. Misfits: infinities and NaN.
+Scale row_scale(float largest) {
+  if (largest == 0.0f) return {0.0f, 1.0f, 0.0f};
+  if (!(largest <= 3.4028234e38f)) return {0.0f, 1.0f, std::nanf("")};
+  const float boost = largest < kTiny ? kBoost : 1.0f;
+  const float factor = kLargest / (largest * boost);
+  return {factor, boost, 1.0f / factor};
+}
+/// Of a column of B. Misfits: also tiny numbers, unless `tiny_fits`; then they are rounded to
+/// multiples of 1e-37.
+Scale column_scale(float largest, bool tiny_fits) {
+  if (largest == 0.0f) return {0.0f, 1.0f, 0.0f};
   if (tiny_fits && largest < kTiny) largest = kTiny;
-  if (!(largest <= 3.4028234e38f) || largest < kTiny) return {0.0f, std::nanf("")};
+  if (!(largest <= 3.4028234e38f) || largest < kTiny) return {0.0f, 1.0f, std::nanf("")};
   const float factor = kLargest / largest;
-  return {factor, 1.0f / factor};
+  return {factor, 1.0f, 1.0f / factor};
 }
 bool misfit(float inverse) { return inverse != inverse; }
 
@@ -117,11 +128,16 @@ void transpose_parts(char* tile, std::int64_t stride) {
   }
 }
 
+/// Of up to 16 rows of A or columns of B.
+struct Scales {
+  float factors[kTile], boosts[kTile];
+};
+
 // One tile in three parts, `stride` bytes apart, from up to 16 rows of A or columns of B, `depth`
 // of k. `along_k`: the source is contiguous along k, rows or columns `ld` apart; else k runs over
 // rows `ld` apart. `is_b`: a line holds four numbers along k of each column, else all of a row.
 void pack_tile(bool along_k, bool is_b, const float* source, std::int64_t ld, std::int64_t count,
-               std::int64_t depth, const float* factors, const float* balance, char* out,
+               std::int64_t depth, const Scales& scales, const float* balance, char* out,
                std::int64_t stride) {
   if (along_k) {
     for (std::int64_t i = 0; i < kTile; ++i) {
@@ -133,30 +149,34 @@ void pack_tile(bool along_k, bool is_b, const float* source, std::int64_t ld, st
         continue;
       }
       const float* row = source + i * ld;
-      const __m512 f = _mm512_set1_ps(factors[i]);
+      const __m512 f = _mm512_set1_ps(scales.factors[i]);
+      const __m512 boost = _mm512_set1_ps(scales.boosts[i]);
       __m512 x[4];
       for (std::int64_t j = 0; j < 4; ++j) {
         const __mmask16 mask = first(depth - 16 * j);
-        x[j] = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row + 16 * j), f);
+        x[j] = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row + 16 * j), boost);
         if (balance != nullptr) {
           x[j] = _mm512_mul_ps(x[j], _mm512_maskz_loadu_ps(mask, balance + 16 * j));
         }
+        x[j] = _mm512_mul_ps(x[j], f);
       }
       write_lines(x, line, stride);
     }
   } else {
     const __mmask16 mask = first(count);
-    const __m512 f = _mm512_loadu_ps(factors);
+    const __m512 f = _mm512_loadu_ps(scales.factors);
+    const __m512 boost = _mm512_loadu_ps(scales.boosts);
     for (std::int64_t i = 0; i < kTile; ++i) {
       __m512 x[4];
       for (std::int64_t j = 0; j < 4; ++j) {
         const std::int64_t k = 16 * j + i;
         x[j] = _mm512_mul_ps(
             _mm512_maskz_loadu_ps(k < depth ? mask : static_cast<__mmask16>(0), source + k * ld),
-            f);
+            boost);
         if (balance != nullptr && k < depth) {
           x[j] = _mm512_mul_ps(x[j], _mm512_set1_ps(balance[k]));
         }
+        x[j] = _mm512_mul_ps(x[j], f);
       }
       write_lines(x, out + i * 64, stride);
     }
@@ -164,34 +184,41 @@ void pack_tile(bool along_k, bool is_b, const float* source, std::int64_t ld, st
   if (along_k == is_b) transpose_parts(out, stride);
 }
 
-// Scales of up to 16 rows of A or columns of B.
-void scales_of(bool along_k, const float* source, std::int64_t ld, std::int64_t count,
-               std::int64_t depth, const float* balance, float* factors, float* inverses,
-               bool tiny_fits = false) {
+enum class Side { kRowsOfA, kColumnsOfB, kColumnsTinyToo };
+
+Scales scales_of(Side side, bool along_k, const float* source, std::int64_t ld, std::int64_t count,
+                 std::int64_t depth, const float* balance, float* inverses) {
   float largest[kTile] = {};
   if (along_k) {
-    for (std::int64_t i = 0; i < count; ++i)
+    for (std::int64_t i = 0; i < count; ++i) {
       largest[i] = largest_of(source + i * ld, depth, balance);
+    }
   } else {
     largest_of_columns(source, ld, first(count), depth, balance, largest);
   }
+  Scales scales;
   for (std::int64_t i = 0; i < kTile; ++i) {
-    const Scale s = scale_of(largest[i], tiny_fits);
-    factors[i] = s.factor;
+    const Scale s = side == Side::kRowsOfA
+                        ? row_scale(largest[i])
+                        : column_scale(largest[i], side == Side::kColumnsTinyToo);
+    scales.factors[i] = s.factor;
+    scales.boosts[i] = s.boost;
     inverses[i] = s.inverse;
   }
+  return scales;
 }
 
 // A results' vector from the three sums, by order: order o has the weight 2^(32 - 8 o). `columns`:
 // inverse scales times 2^32.
-inline __m512 combine(const std::int32_t* sums, std::int64_t order_stride, __m512 row,
+inline __m512 combine(const std::int32_t* sums, std::int64_t order_stride, float row, float boost,
                       __m512 columns) {
   const __m512 step = _mm512_set1_ps(1.0f / 256.0f);
   const __m512 low = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 2 * order_stride));
   const __m512 middle = _mm512_cvtepi32_ps(_mm512_load_si512(sums + order_stride));
   const __m512 high = _mm512_cvtepi32_ps(_mm512_load_si512(sums));
   const __m512 sum = _mm512_fmadd_ps(_mm512_fmadd_ps(low, step, middle), step, high);
-  return _mm512_mul_ps(_mm512_mul_ps(sum, row), columns);
+  const __m512 result = _mm512_mul_ps(_mm512_mul_ps(sum, _mm512_set1_ps(row)), columns);
+  return boost == 1.0f ? result : _mm512_mul_ps(result, _mm512_set1_ps(1.0f / boost));
 }
 inline __m512 column_scales(const float* inverses) {
   return _mm512_mul_ps(_mm512_loadu_ps(inverses), _mm512_set1_ps(4294967296.0f));
@@ -324,7 +351,7 @@ void configure() {
 // Rows in fixed point. Tile (step, part, half): rows half * 16 …, at ((step * kParts + part) * 2 +
 // half) KiB. Behind the last tile:
 struct RowNotes {
-  float inverses[kFixedRows];
+  float inverses[kFixedRows], boosts[kFixedRows];
   const float* rows[kFixedRows];
   std::int64_t k1, gap;
 };
@@ -363,11 +390,11 @@ void fixed_pack(const float* source, std::int64_t k_stride, std::int64_t column_
   auto* out = static_cast<char*>(packed);
   const bool along_k = k_stride == 1;
   const std::int64_t ld = along_k ? column_stride : k_stride;
-  float factors[kTile];
   auto* inverses = reinterpret_cast<float*>(out + steps_of(k) * kParts * kTileBytes);
-  scales_of(along_k, source, ld, count, k, nullptr, factors, inverses, /*tiny_fits=*/true);
+  const Scales scales =
+      scales_of(Side::kColumnsTinyToo, along_k, source, ld, count, k, nullptr, inverses);
   for (std::int64_t p = 0; p < k; p += kDepth) {
-    pack_tile(along_k, true, source + (along_k ? p : p * ld), ld, count, k - p, factors, nullptr,
+    pack_tile(along_k, true, source + (along_k ? p : p * ld), ld, count, k - p, scales, nullptr,
               out, kTileBytes);
     out += kParts * kTileBytes;
   }
@@ -391,10 +418,11 @@ const void* fixed_begin(const float* const* rows, std::int64_t count, std::int64
       continue;
     }
     const float a = largest_of(rows[i], k1), b = largest_of(rows[i] + k1 + gap, k2);
-    const Scale scale = scale_of(a > b || a != a ? a : b);
+    const Scale scale = row_scale(a > b || a != a ? a : b);
+    notes->boosts[i] = scale.boost;
     notes->inverses[i] = scale.inverse;
     notes->rows[i] = rows[i];
-    const __m512 factor = _mm512_set1_ps(scale.factor);
+    const __m512 factor = _mm512_set1_ps(scale.factor), boost = _mm512_set1_ps(scale.boost);
     const auto get = [&](std::int64_t p) {
       __m512 x;
       if (p + 16 <= k1 || k2 == 0) {
@@ -407,7 +435,7 @@ const void* fixed_begin(const float* const* rows, std::int64_t count, std::int64
         x = _mm512_maskz_loadu_ps(low, rows[i] + p);
         x = _mm512_mask_loadu_ps(x, static_cast<__mmask16>(first(k - p) & ~low), rows[i] + gap + p);
       }
-      return _mm512_mul_ps(x, factor);
+      return _mm512_mul_ps(_mm512_mul_ps(x, boost), factor);
     };
     for (std::int64_t p = 0; p < k; p += kDepth) {
       const __m512 x[4] = {get(p), get(p + 16), get(p + 32), get(p + 48)};
@@ -437,7 +465,7 @@ void fixed_multiply(const void* rows, std::int64_t count, std::int64_t k, const 
     const std::int32_t* from = sums + tile * 256;
     for (; row < end; ++row, from += 16) {
       _mm512_storeu_ps(to + row * stride,
-                       combine(from, 512, _mm512_set1_ps(notes.inverses[row]), columns));
+                       combine(from, 512, notes.inverses[row], notes.boosts[row], columns));
     }
   };
   if (count > kTile) {
@@ -522,13 +550,13 @@ std::int32_t pack_columns_of_round(bool trans_b, std::int64_t begin, std::int64_
   for (std::int64_t j = begin; j < end; j += kTile) {
     const std::int64_t count = end - j < kTile ? end - j : kTile;
     const float* source = b + (trans_b ? j * ldb : j);
-    float factors[kTile];
     auto* inverses = reinterpret_cast<float*>(vector + steps * kParts * kTileBytes);
-    scales_of(trans_b, source, ldb, count, depth, inverse_balance, factors, inverses);
+    const Scales scales =
+        scales_of(Side::kColumnsOfB, trans_b, source, ldb, count, depth, inverse_balance, inverses);
     for (std::int64_t i = 0; i < count; ++i) misfits |= misfit(inverses[i]) ? 1 : 0;
     for (std::int64_t s = 0; s < steps; ++s) {
       const std::int64_t k = s * kDepth;
-      pack_tile(trans_b, true, source + (trans_b ? k : k * ldb), ldb, count, depth - k, factors,
+      pack_tile(trans_b, true, source + (trans_b ? k : k * ldb), ldb, count, depth - k, scales,
                 inverse_balance == nullptr ? nullptr : inverse_balance + k,
                 vector + s * kParts * kTileBytes, kTileBytes);
     }
@@ -650,19 +678,20 @@ void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
     for (std::int64_t i0 = 0; i0 < m; i0 += kBlockRows) {
       const std::int64_t rows = m - i0 < kBlockRows ? m - i0 : kBlockRows;
       const float* a_piece = a + (trans_a ? k0 * lda + i0 : i0 * lda + k0);
-      float factors[kBlockRows], inverses[kBlockRows];
+      float inverses[kBlockRows];
+      Scales scales[2];
       std::int64_t misfits = 0;
       for (std::int64_t half = 0; half < 2; ++half) {
         const std::int64_t left = rows - half * kTile;
         const std::int64_t count = left < 0 ? 0 : left < kTile ? left : kTile;
         const float* source = a_piece + half * kTile * (trans_a ? 1 : lda);
-        scales_of(!trans_a, source, lda, count, depth, balance, factors + half * kTile,
-                  inverses + half * kTile);
+        scales[half] = scales_of(Side::kRowsOfA, !trans_a, source, lda, count, depth, balance,
+                                 inverses + half * kTile);
         for (std::int64_t i = 0; i < count; ++i) misfits += misfit(inverses[half * kTile + i]);
         for (std::int64_t s = 0; s < steps; ++s) {
           const std::int64_t p = s * kDepth;
           pack_tile(!trans_a, false, source + (trans_a ? p * lda : p), lda, count, depth - p,
-                    factors + half * kTile, balance == nullptr ? nullptr : balance + p,
+                    scales[half], balance == nullptr ? nullptr : balance + p,
                     a_panel + (s * kParts * 2 + half) * kTileBytes, 2 * kTileBytes);
         }
       }
@@ -683,8 +712,8 @@ void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
         for (std::int64_t i = 0; i < rows; ++i) {
           if (misfits != 0 && misfit(inverses[i])) continue;
           float* out = c + (i0 + i) * ldc + j;
-          __m512 v = combine(sums + i / kTile * 256 + i % kTile * 16, 512,
-                             _mm512_set1_ps(inverses[i]), columns);
+          __m512 v = combine(sums + i / kTile * 256 + i % kTile * 16, 512, inverses[i],
+                             scales[i / kTile].boosts[i % kTile], columns);
           if (!fresh) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, out));
           _mm512_mask_storeu_ps(out, mask, v);
         }

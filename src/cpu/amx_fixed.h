@@ -48,10 +48,10 @@ bool fixed_gemm_pays(std::int64_t m, std::int64_t n, std::int64_t k);
 /// The same of products with a packed B, however many rows they have.
 bool fixed_gemm_pays_packed(std::int64_t n, std::int64_t k);
 
-/// Row-major C = op(A) op(B) + beta C, beta 0 or 1. Rows of A with infinities, NaN or nothing but
-/// tiny numbers go to the library's own loops; all do if B has such columns. `packed_b`: op(B) as
-/// fixed_gemm_pack_b left it, or null; then A must not be transposed, and a row's result does not
-/// depend on other rows.
+/// Row-major C = op(A) op(B) + beta C, beta 0 or 1. Rows of A with infinities or NaN go to the
+/// library's own loops; all rows do if B has such columns, or columns of nothing but tiny numbers.
+/// `packed_b`: op(B) as fixed_gemm_pack_b left it, or null; then A must not be transposed, and a
+/// row's result does not depend on other rows.
 void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
                 float* c, std::int64_t ldc, const void* packed_b = nullptr);

@@ -1,5 +1,7 @@
 #include "cpu/threads.h"
 
+#include "cpu/subnormals.h"
+
 #include <pthread.h>
 #include <sched.h>
 
@@ -117,6 +119,7 @@ class Pool {
 thread_local bool inside_item = false;
 
 void Pool::work(int id) {
+  const FlushSubnormals flush;
   inside_item = true;
   std::uint64_t seen = 0;
   for (;;) {
