@@ -38,6 +38,15 @@ void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const double*
   gemm_kernels().f64(false, true, m, n, k, a, lda, b, ldb, beta, c, ldc);
 }
 
+void outer_product(bool trans_a, std::int64_t m, std::int64_t n, const float* a, std::int64_t lda,
+                   const float* b, float beta, float* c, std::int64_t ldc) {
+  gemm_kernels().f32(trans_a, false, m, n, 1, a, lda, b, n, beta, c, ldc);
+}
+void outer_product(bool trans_a, std::int64_t m, std::int64_t n, const double* a, std::int64_t lda,
+                   const double* b, double beta, double* c, std::int64_t ldc) {
+  gemm_kernels().f64(trans_a, false, m, n, 1, a, lda, b, n, beta, c, ldc);
+}
+
 void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
                 float* c, std::int64_t ldc, bool scaled) {
@@ -91,8 +100,11 @@ void gemm_as(const GemmArgs& g) {
   auto* c = static_cast<T*>(g.c);
   const T beta = static_cast<T>(g.beta);
   const bool few_rows = !g.trans_a && g.trans_b && g.m <= kFewRows;
+  const bool outer = g.k == 1 && !g.trans_b;  // one step of one sequence: a BLAS takes long over it
   for (std::int64_t i = 0; i < g.batch; ++i) {
-    if (few_rows) {
+    if (outer) {
+      outer_product(g.trans_a, g.m, g.n, a, g.lda, b, beta, c, g.ldc);
+    } else if (few_rows) {
       few_rows_gemm(g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
     } else {
       large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc, g.scaled);

@@ -74,11 +74,16 @@ class Pool {
       next_.store(0, std::memory_order_relaxed);
       error_ = nullptr;
       wanted_ = helpers;
-      active_.store(helpers, std::memory_order_relaxed);
       generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
     drain();
+    {
+      // Workers that have not come by now find nothing to do: on a busy machine, waiting for the
+      // system to run them can take longer than the job.
+      std::lock_guard<std::mutex> lock(mutex_);
+      wanted_ = 0;
+    }
     if (!spin([this] { return active_.load(std::memory_order_acquire) == 0; })) {
       std::unique_lock<std::mutex> lock(mutex_);
       done_.wait(lock, [this] { return active_.load(std::memory_order_acquire) == 0; });
@@ -130,6 +135,7 @@ void Pool::work(int id) {
       wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
       seen = generation_.load(std::memory_order_relaxed);
       mine = id < wanted_;
+      if (mine) active_.fetch_add(1, std::memory_order_relaxed);
     }
     if (!mine) continue;
     drain();
