@@ -2,7 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
+#include <list>
 #include <map>
 #include <mutex>
 #include <new>
@@ -29,10 +32,10 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       auto it = free_.find(size);
-      if (it != free_.end() && !it->second.empty()) {
-        void* data = it->second.back();
-        it->second.pop_back();
-        kept_ -= size;
+      if (it != free_.end()) {  // the one given last, which may still be in the cache
+        const auto block = it->second.back();
+        void* data = block->data;
+        forget(block);
         return data;
       }
     }
@@ -47,18 +50,27 @@ class Pool {
   }
 
   void give(void* data, std::size_t size) noexcept {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (kept_ + size <= kMostKept) {
-        try {
-          free_[size].push_back(data);
-          kept_ += size;
-          return;
-        } catch (const std::bad_alloc&) {
-        }
-      }
+    if (size > kMostKept) {
+      std::free(data);
+      return;
     }
-    std::free(data);
+    std::lock_guard<std::mutex> lock(mutex_);
+    // Sizes change with the lengths of sequences: what has lain longest makes room.
+    while (kept_ + size > kMostKept) {
+      void* oldest = blocks_.front().data;
+      forget(blocks_.begin());
+      std::free(oldest);
+    }
+    bool listed = false;
+    try {
+      blocks_.push_back({data, size});
+      listed = true;
+      free_[size].push_back(std::prev(blocks_.end()));
+      kept_ += size;
+    } catch (const std::bad_alloc&) {
+      if (listed) blocks_.pop_back();
+      std::free(data);
+    }
   }
 
   std::size_t kept() {
@@ -68,16 +80,32 @@ class Pool {
 
   void release() {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& [size, blocks] : free_) {
-      for (void* data : blocks) std::free(data);
-    }
+    for (const Block& block : blocks_) std::free(block.data);
+    blocks_.clear();
     free_.clear();
     kept_ = 0;
   }
 
  private:
+  struct Block {
+    void* data;
+    std::size_t size;
+  };
+  using Blocks = std::list<Block>;
+
+  /// Drop it from the books. Blocks of a size are in the order in which they came.
+  void forget(Blocks::iterator block) {
+    const auto same = free_.find(block->size);
+    auto& those = same->second;
+    those.erase(std::find(those.begin(), those.end(), block));
+    if (those.empty()) free_.erase(same);
+    kept_ -= block->size;
+    blocks_.erase(block);
+  }
+
   std::mutex mutex_;
-  std::map<std::size_t, std::vector<void*>> free_;
+  Blocks blocks_;  // the oldest first
+  std::map<std::size_t, std::vector<Blocks::iterator>> free_;
   std::size_t kept_ = 0;
 };
 
