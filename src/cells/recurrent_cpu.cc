@@ -122,9 +122,8 @@ Plan plan(const Dims& d, const Spec& spec) {
   }
   p.tile_rows = 256;
   p.tile_outputs = 256;
-  p.tile_units = d.hidden * spec.gates <= 256
-                     ? std::max<std::int64_t>(32, ceil_div(d.hidden * spec.gates, 64) * 32)
-                     : 256;
+  // Each item brings x of the chunk into the form of products anew.
+  p.tile_units = d.hidden * spec.gates <= 192 ? 192 : 256;
   p.sum_columns = 128;
   p.pack_weights = !few_rows(d);
   return p;
