@@ -215,6 +215,7 @@ TABLES: list[tuple[str, str, str, Callable[[dict[str, Any]], str]]] = [
     (SRU_RESULTS, "README.md", "layer, most threads", layer_most_threads),
     (SRU_RESULTS, "docs/performance.md", "layer", layer),
     (SRU_RESULTS, "docs/performance.md", "recurrence", recurrence),
+    (RECURRENT_RESULTS, "README.md", "recurrent", recurrent_most_threads),
     (RECURRENT_RESULTS, "docs/performance.md", "recurrent", recurrent),
     (RECURRENT_RESULTS, "docs/performance.md", "sliced", sliced),
     (RECURRENT_RESULTS, "docs/performance.md", "no matrix unit", recurrent_no_matrix_unit),
