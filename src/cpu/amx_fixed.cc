@@ -504,6 +504,8 @@ namespace {
 // A block of 32 rows over this much of k, packed, leaves room in a first-level cache of 48 KiB.
 constexpr std::int64_t kRoundSteps = 5;
 constexpr std::int64_t kBlockRows = 2 * kTile;
+// What each thread keeps for a B that is not packed: 4 MiB with so many columns.
+constexpr std::int64_t kMostColumns = 4096;
 
 /// How k is cut into rounds of whole steps.
 struct Rounds {
@@ -652,6 +654,13 @@ void fixed_gemm_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float
 void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
                 float* c, std::int64_t ldc, const void* packed_b) {
+  if (packed_b == nullptr && n > kMostColumns) {
+    for (std::int64_t j = 0; j < n; j += kMostColumns) {
+      fixed_gemm(trans_a, trans_b, m, n - j < kMostColumns ? n - j : kMostColumns, k, a, lda,
+                 b + (trans_b ? j * ldb : j), ldb, beta, c + j, ldc);
+    }
+    return;
+  }
   thread_local Room room;
   const Rounds r(k);
   constexpr std::int64_t kABytes = kRoundSteps * kParts * 2 * kTileBytes;

@@ -331,7 +331,7 @@ class LargeProduct {
     return sums;
   }
 
-  std::vector<float> run(double beta, bool packed) const {
+  std::vector<float> run(double beta, bool packed, bool scaled = false) const {
     const Context ctx = Context::cpu();
     const Backend& backend = ctx.backend();
     std::vector<float> out = c;
@@ -346,6 +346,7 @@ class LargeProduct {
     g.beta = beta;
     g.c = out.data();
     g.ldc = n_;
+    g.scaled = scaled;
     const std::size_t bytes =
         backend.packed_b_bytes == nullptr ? 0 : backend.packed_b_bytes(g.dtype, n_, k_, g.scaled);
     const Array form = Array::bytes(bytes);
@@ -358,9 +359,9 @@ class LargeProduct {
   }
 
   /// Largest error over the largest element.
-  double error(double beta, bool packed) const {
+  double error(double beta, bool packed, bool scaled = false) const {
     const auto want = expected(beta);
-    const auto got = run(beta, packed);
+    const auto got = run(beta, packed, scaled);
     double worst = 0.0, largest = 0.0;
     for (std::size_t i = 0; i < want.size(); ++i) {
       worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want[i]));
@@ -513,6 +514,12 @@ class PackedProduct {
   std::int64_t m_, n_, k_;
   GemmArgs args_;
 };
+
+// So many columns of B that they are taken in turns.
+TEST(LargeProducts, TakeManyColumns) {
+  const LargeProduct product(true, false, 40, 4120, 70);
+  for (double beta : {0.0, 1.0}) EXPECT_LE(product.error(beta, false, true), 4e-6) << beta;
+}
 
 // Both sides of every boundary: vectors, panels, tiles of the matrix unit, its rounds of k.
 constexpr std::int64_t kPackedSizes[][3] = {
