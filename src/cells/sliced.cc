@@ -129,7 +129,7 @@ class Sliced {
     static const char* const kSuffixes[] = {".weight_ih", ".weight_hh", ".bias_ih", ".bias_hh"};
     const std::int64_t dirs = in.direction == Direction::kBidirectional ? 2 : 1;
     std::int64_t input = in.x.shape[2], unit = 1;
-    names_.reserve(static_cast<std::size_t>(4 * count_));
+    names_.reserve(4 * static_cast<std::size_t>(count_));
     for (int i = 0; i < count_; ++i) {
       const char* names[4];
       for (int j = 0; j < 4; ++j) {
@@ -189,9 +189,12 @@ class Sliced {
   }
   /// An array of level i's outputs as the rows of its cell.
   TensorView rows(int i, void* data) const {
+    // NOLINTNEXTLINE(clang-analyzer-security.ArrayBound)
     return TensorView(data, in_.x.dtype, {parts_[i] * batch(), width_[i]}, in_.x.device);
   }
   TensorView rows(int i, const void* data) const {
+    // The analyser forgets that there are at most kMaxSlices slices.
+    // NOLINTNEXTLINE(clang-analyzer-security.ArrayBound)
     return TensorView(data, in_.x.dtype, {parts_[i] * batch(), width_[i]}, in_.x.device);
   }
 

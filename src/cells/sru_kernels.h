@@ -29,7 +29,7 @@ struct Dims {
   DataType dtype = DataType::kFloat32;    // of the arrays
   DataType compute = DataType::kFloat32;  // of u, du and what the kernels read and write
   DataType state = DataType::kFloat32;    // of c and its gradient
-  bool independent_rows = false;  // no row of u or dx may depend on how many rows there are
+  bool independent_rows = false;          // no row of u or dx may depend on how many rows there are
 };
 
 /// How a backend cuts the work. Each group of channels goes through time on its own: matrix product

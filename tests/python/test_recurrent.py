@@ -426,7 +426,7 @@ def alone(problem: RecurrentProblem, b: int) -> RecurrentProblem:
         (5, 20, 17, 130),
         (21, 4, 100, 50),
         (8, 4, 60, 200),
-    ],  # fmt: skip
+    ],
 )
 @pytest.mark.parametrize("variant", STEPS)
 def test_padding_equals_shorter_sequences(
