@@ -38,7 +38,8 @@ bool few_rows(const Dims& d) {
 
 Products products_of(const Dims& d, bool forward) {
   if (few_rows(d)) return Products::kRead;
-  // By the size of the weights alone, so that a row's result does not depend on other rows.
+  // From here on by the size of the weights alone, so that a row's result does not depend on
+  // others.
   const std::int64_t many = 3 * d.hidden;
   const bool fixed = d.compute == DataType::kFloat32 &&
                      (forward ? fixed_pays(many, d.hidden) : fixed_pays(d.hidden, many));

@@ -32,8 +32,8 @@ struct GemmArgs {
   std::int64_t ldc = 0, stride_c = 0;
   std::int64_t batch = 1;
   void* workspace = nullptr;  // Backend::gemm_workspace_bytes, 256-byte aligned
-  /// op(B) as Backend::pack_b left it, or null; only with batch = 1, without trans_a, and with the
-  /// same `scaled`. `b` must be given all the same.
+  /// op(B) as Backend::pack_b left it, or null; only with batch = 1, beta 0 or 1, without trans_a,
+  /// and with the same `scaled`. `b` must be given all the same.
   const void* packed_b = nullptr;
   /// Results may be off by a float32 rounding of the largest contribution to A's row times the
   /// magnitudes in B's column, rather than of each product.
