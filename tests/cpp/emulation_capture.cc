@@ -66,7 +66,9 @@ void fill_inputs(const Operation& op, std::uint64_t seed) {
 }
 
 void poison_outputs(const Operation& op) {
-  for (const Array* a : op.outputs) std::memset(a->view().data, 0xff, a->raw().size());
+  for (const Array* a : op.outputs) {
+    if (a->given()) std::memset(a->view().data, 0xff, a->raw().size());
+  }
 }
 
 void check_capture(const Operation& op) {
