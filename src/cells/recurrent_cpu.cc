@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cpu/amx_fixed.h"
+#include "cpu/subnormals.h"
 #include "cpu/threads.h"
 
 namespace penstock::cpu::recurrent_detail {
@@ -95,6 +96,7 @@ void for_each_block(const Context& ctx, const S& s, const RecurrentVariant& v, b
     RowBlock b = block_of(s, v, forward, i / blocks);
     b.begin = first + i % blocks * size;
     b.end = std::min(b.begin + size, first + rows);
+    const FlushSubnormals flush;
     run(b);
   });
 }
@@ -173,6 +175,7 @@ void for_each_share(const Context& ctx, const Scan& s, const RecurrentVariant& v
       b.share = i % shares;
       b.shares = shares;
       b.phase = phase;
+      const FlushSubnormals flush;
       run(b);
     });
   }

@@ -11,7 +11,6 @@
 #include "cpu/cells.h"
 #include "cpu/gemm.h"
 #include "cpu/half.h"
-#include "cpu/subnormals.h"
 #include "cpu/threads.h"
 #include "penstock/error.h"
 
@@ -309,7 +308,6 @@ void sum_rows(const Context&, const void* a, DataType dtype, std::int64_t rows,
 constexpr double kParallelWork = 2e6;
 
 void for_each_item(const Context&, std::int64_t n, double work, ItemFunction fn, void* user) {
-  const FlushSubnormals flush;
   if (work < kParallelWork) {
     for (std::int64_t i = 0; i < n; ++i) fn(user, i);
   } else {

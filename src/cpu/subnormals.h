@@ -1,5 +1,5 @@
 // Gradients that vanish over many steps end in subnormal numbers, which processors handle ten times
-// and more slower than others, so during the library's work they count as zero.
+// and more slower than others, so the state-mixing cells' scans count them as zero.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,5 @@
 #include "cpu/threads.h"
 
-#include "cpu/subnormals.h"
-
 #include <pthread.h>
 #include <sched.h>
 
@@ -124,7 +122,6 @@ class Pool {
 thread_local bool inside_item = false;
 
 void Pool::work(int id) {
-  const FlushSubnormals flush;
   inside_item = true;
   std::uint64_t seen = 0;
   for (;;) {
