@@ -124,8 +124,10 @@ class Run {
   std::size_t state_bytes() const {
     return static_cast<std::size_t>(dims_.cut.rows() * dims_.width()) * size_of(dims_.state);
   }
+  /// Multiply-adds, as far as they decide; with few rows, it is the weights' way from memory.
   double work(std::int64_t rows, std::int64_t columns) const {
-    return static_cast<double>(rows) * static_cast<double>(columns) *
+    constexpr std::int64_t kFewestRows = 8;
+    return static_cast<double>(std::max(rows, kFewestRows)) * static_cast<double>(columns) *
            static_cast<double>(gate_rows() * dims_.dirs);
   }
 
@@ -627,6 +629,11 @@ class BackwardRun : public Run {
   void state_weight_gradient(const Chunk& c, const BackwardScan& scan, std::int64_t dir,
                              std::int64_t begin, std::int64_t end, bool first_chunk) const {
     const std::int64_t h = dims_.hidden, split = spec_.h_split * h;
+    if (dims_.cut.steps == 1 && !level_.h0.given()) {  // R multiplied nothing but zeros
+      backend_.fill_zero(ctx_, advance(dweight_hh_, (dir * gate_rows() + begin) * h, item()),
+                         static_cast<std::size_t>((end - begin) * h) * item());
+      return;
+    }
     // Rows from the split on find their gradients, and perhaps their operand, elsewhere.
     for (const bool upper : {false, true}) {
       const std::int64_t first = upper ? std::max(begin, split) : begin;

@@ -27,23 +27,11 @@ std::size_t gemm_workspace_bytes() { return 0; }
 int device_count(char*, std::size_t) { return 1; }
 void prepare_device(int) {}
 
-void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, std::int64_t lda,
-                   const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
-  gemm_kernels().f32(false, true, m, n, k, a, lda, b, ldb, beta, c, ldc);
+void own_gemm(const GemmArgs& g, const float* a, const float* b, float beta, float* c) {
+  gemm_kernels().f32(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
 }
-void few_rows_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const double* a,
-                   std::int64_t lda, const double* b, std::int64_t ldb, double beta, double* c,
-                   std::int64_t ldc) {
-  gemm_kernels().f64(false, true, m, n, k, a, lda, b, ldb, beta, c, ldc);
-}
-
-void outer_product(bool trans_a, std::int64_t m, std::int64_t n, const float* a, std::int64_t lda,
-                   const float* b, float beta, float* c, std::int64_t ldc) {
-  gemm_kernels().f32(trans_a, false, m, n, 1, a, lda, b, n, beta, c, ldc);
-}
-void outer_product(bool trans_a, std::int64_t m, std::int64_t n, const double* a, std::int64_t lda,
-                   const double* b, double beta, double* c, std::int64_t ldc) {
-  gemm_kernels().f64(trans_a, false, m, n, 1, a, lda, b, n, beta, c, ldc);
+void own_gemm(const GemmArgs& g, const double* a, const double* b, double beta, double* c) {
+  gemm_kernels().f64(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
 }
 
 void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
@@ -98,13 +86,12 @@ void gemm_as(const GemmArgs& g) {
   const auto* b = static_cast<const T*>(g.b);
   auto* c = static_cast<T*>(g.c);
   const T beta = static_cast<T>(g.beta);
-  const bool few_rows = !g.trans_a && g.trans_b && g.m <= kFewRows;
-  const bool outer = g.k == 1 && !g.trans_b;  // one step of one sequence: a BLAS takes long over it
+  // One step of one sequence, among others: a BLAS takes long over these.
+  const bool few_rows = !g.trans_a && g.m <= (g.trans_b ? kFewRows : 1);
+  const bool outer = g.k == 1 && !g.trans_b;
   for (std::int64_t i = 0; i < g.batch; ++i) {
-    if (outer) {
-      outer_product(g.trans_a, g.m, g.n, a, g.lda, b, beta, c, g.ldc);
-    } else if (few_rows) {
-      few_rows_gemm(g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
+    if (outer || few_rows) {
+      own_gemm(g, a, b, beta, c);
     } else {
       large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc, g.scaled);
     }

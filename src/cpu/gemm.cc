@@ -1,5 +1,5 @@
 // Compiled once per instruction set. Dot products for B transposed (both operands contiguous along
-// k), rank-1 updates otherwise. Row r of the result does not depend on how many rows there are.
+// k), sums of B's rows otherwise. Row r of the result does not depend on how many rows there are.
 
 #include "cpu/gemm.h"
 
@@ -67,6 +67,48 @@ void dot_product_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const T* a
   }
 }
 
+// One row of A (elements a_stride apart) times kN vectors of B's columns, of which the last one has
+// `last` columns.
+template <class T, int kN>
+void row_tile(std::int64_t k, const T* a, std::int64_t a_stride, const T* b, std::int64_t ldb,
+              T beta, T* c, int last) {
+  using V = Vec<T>;
+  V sum[kN];
+  for (int j = 0; j < kN; ++j) sum[j] = V(T(0));
+  for (std::int64_t p = 0; p < k; ++p) {
+    const V left(a[p * a_stride]);
+    for (int j = 0; j < kN; ++j) {
+      const T* right = b + p * ldb + j * V::kSize;
+      const V value = j + 1 < kN || last == V::kSize ? V::load(right) : V::load(right, last);
+      sum[j] = sum[j] + left * value;
+    }
+  }
+  for (int j = 0; j < kN; ++j) {
+    T* out = c + j * V::kSize;
+    const int n = j + 1 < kN ? V::kSize : last;
+    if (beta != T(0)) sum[j] = sum[j] + V(beta) * V::load(out, n);
+    sum[j].store(out, n);
+  }
+}
+
+template <class T>
+void row_gemm(std::int64_t m, std::int64_t n, std::int64_t k, const T* a, std::int64_t a_row,
+              std::int64_t a_stride, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc) {
+  constexpr int kSize = Vec<T>::kSize, kWide = kVectorBytes == 64 ? 16 : 8;
+  for (std::int64_t i = 0; i < m; ++i) {
+    const T* left = a + i * a_row;
+    T* row = c + i * ldc;
+    std::int64_t j = 0;
+    for (; j + kWide * kSize <= n; j += kWide * kSize) {
+      row_tile<T, kWide>(k, left, a_stride, b + j, ldb, beta, row + j, kSize);
+    }
+    for (; j < n; j += kSize) {
+      row_tile<T, 1>(k, left, a_stride, b + j, ldb, beta, row + j,
+                     static_cast<int>(n - j < kSize ? n - j : kSize));
+    }
+  }
+}
+
 template <class T>
 void gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const T* a,
           std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc) {
@@ -74,24 +116,15 @@ void gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64
     dot_product_gemm(m, n, k, a, lda, b, ldb, beta, c, ldc);
     return;
   }
-  using V = Vec<T>;
+  if (!trans_b) {
+    row_gemm(m, n, k, a, trans_a ? 1 : lda, trans_a ? lda : 1, b, ldb, beta, c, ldc);
+    return;
+  }
   for (std::int64_t i = 0; i < m; ++i) {
     T* row = c + i * ldc;
     for (std::int64_t j = 0; j < n; ++j) row[j] = beta == T(0) ? T(0) : beta * row[j];
     for (std::int64_t p = 0; p < k; ++p) {
-      const T left = trans_a ? a[p * lda + i] : a[i * lda + p];
-      if (trans_b) {
-        for (std::int64_t j = 0; j < n; ++j) row[j] += left * b[j * ldb + p];
-        continue;
-      }
-      const T* right = b + p * ldb;
-      std::int64_t j = 0;
-      for (; j + V::kSize <= n; j += V::kSize) {
-        (V::load(row + j) + V(left) * V::load(right + j)).store(row + j);
-      }
-      if (const int rest = static_cast<int>(n - j); rest > 0) {
-        (V::load(row + j, rest) + V(left) * V::load(right + j, rest)).store(row + j, rest);
-      }
+      for (std::int64_t j = 0; j < n; ++j) row[j] += a[p * lda + i] * b[j * ldb + p];
     }
   }
 }

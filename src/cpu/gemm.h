@@ -37,7 +37,7 @@ struct PanelKernels {
 
 PENSTOCK_CPU_KERNEL_TABLE(PanelKernels, panel_kernels)
 
-/// At most this many rows of A go to GemmKernels when B is transposed.
+/// At most this many rows of A go to GemmKernels when B is transposed; else a single one does.
 constexpr std::int64_t kFewRows = 4;
 
 }  // namespace penstock::cpu
