@@ -150,16 +150,23 @@ void prepare(const Context& ctx, const Scan& s, const RecurrentVariant& v, bool 
 
 namespace {
 
-// With too few rows for all threads and large weights, each step's units are shared out instead.
-// Results are the same bits either way.
+// With too few rows for all threads and large weights, or with weights that do not stay in a
+// second-level cache, each step's units are shared out instead. Results are the same bits either
+// way.
 constexpr double kSharedStepWork = 4e5;
+constexpr std::size_t kSharedWeightBytes = std::size_t{1} << 20;
 
-std::int64_t unit_shares(const Scan& s, std::int64_t rows) {
+std::int64_t unit_shares(const Scan& s, const RecurrentVariant& v, bool forward,
+                         std::int64_t rows) {
   const std::int64_t threads = thread_count();
-  if (rows > kMostBlockRows || ceil_div(rows, 8) * s.dims.dirs >= threads) return 1;
+  if (rows > kMostBlockRows) return 1;
+  const bool rows_suffice = ceil_div(rows, 8) * s.dims.dirs >= threads;
+  if (rows_suffice && dir_bytes(s.dims, v, forward) <= kSharedWeightBytes) return 1;
   const double step = static_cast<double>(s.dims.hidden * s.dims.hidden * 3 * s.dims.dirs);
   return step < kSharedStepWork ? 1 : ceil_div(threads, s.dims.dirs);
 }
+
+constexpr double kAlwaysShare = 1e9;  // work that is never left to one thread
 
 /// run(block) for each direction's share of units, phase after phase.
 template <class F>
@@ -168,7 +175,7 @@ void for_each_share(const Context& ctx, const Scan& s, const RecurrentVariant& v
   const std::int64_t first = s.part_begin * s.dims.cut.batch;
   const std::int64_t rows = (s.part_end - s.part_begin) * s.dims.cut.batch;
   for (int phase = 0; phase < phases; ++phase) {
-    for_each(ctx, s.dims.dirs * shares, 1e9, [&](std::int64_t i) {
+    for_each(ctx, s.dims.dirs * shares, kAlwaysShare, [&](std::int64_t i) {
       RowBlock b = block_of(s, v, forward, i / shares);
       b.begin = first;
       b.end = first + rows;
@@ -186,7 +193,7 @@ void for_each_share(const Context& ctx, const Scan& s, const RecurrentVariant& v
 void forward(const Context& ctx, const ForwardScan& s, const RecurrentVariant& v) {
   const RecurrentSteps& steps = steps_of(s.dims, v);
   const std::int64_t rows = (s.part_end - s.part_begin) * s.dims.cut.batch;
-  if (const std::int64_t shares = unit_shares(s, rows); shares > 1) {
+  if (const std::int64_t shares = unit_shares(s, v, true, rows); shares > 1) {
     for (std::int64_t k = s.step_begin; k < s.step_end; ++k) {
       for_each_share(ctx, s, v, true, shares, steps.forward_phases,
                      [&](const RowBlock& b) { steps.forward_step(s, b, k); });
@@ -210,7 +217,7 @@ void replay(const Context& ctx, const ForwardScan& s, const RecurrentVariant& v)
 void backward(const Context& ctx, const BackwardScan& s, const RecurrentVariant& v) {
   const RecurrentSteps& steps = steps_of(s.dims, v);
   const std::int64_t rows = (s.part_end - s.part_begin) * s.dims.cut.batch;
-  if (const std::int64_t shares = unit_shares(s, rows); shares > 1) {
+  if (const std::int64_t shares = unit_shares(s, v, false, rows); shares > 1) {
     for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) {
       for_each_share(ctx, s, v, false, shares, steps.backward_phases,
                      [&](const RowBlock& b) { steps.backward_step(s, b, k); });

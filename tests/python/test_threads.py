@@ -169,13 +169,14 @@ def test_the_pool_ends_with_the_process() -> None:
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "gru before", "lstm"])
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("batch", [2, 24])
 def test_few_rows_of_large_cells(
-    threads: Callable[[int], None], cpu_only: None, cell: str, direction: str
+    threads: Callable[[int], None], cpu_only: None, cell: str, direction: str, batch: int
 ) -> None:
     """Here threads share the units of each step, not the rows."""
     rng = np.random.default_rng(0)
     name, _, reset = cell.partition(" ")
-    hidden, inputs, steps, batch = 390, 20, 5, 2
+    hidden, inputs, steps = 390, 20, 5
     dirs = 2 if direction == "bidirectional" else 1
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
     shapes = [(gates * hidden, inputs), (gates * hidden, hidden), (gates * hidden,)]
@@ -188,7 +189,14 @@ def test_few_rows_of_large_cells(
     for n in (1, 2, 5, 8):
         threads(n)
         out = getattr(penstock, name)(
-            x, weight_ih, weight_hh, bias, bias, lengths=[5, 3], direction=direction, **options
+            x,
+            weight_ih,
+            weight_hh,
+            bias,
+            bias,
+            lengths=[5, 3] * (batch // 2),
+            direction=direction,
+            **options,
         )
         grads = out.backprop(np.ones_like(out.y))
         bits = [a.tobytes() for a in (*out[:-1], *grads)]
