@@ -651,6 +651,31 @@ void fixed_gemm_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float
   }
 }
 
+namespace {
+
+/// Rows that will be packed soon. Packing leaves memory idle while tiles are multiplied, and the
+/// processor's own prefetching starts anew with each row.
+class Upcoming {
+ public:
+  Upcoming() = default;
+  Upcoming(const float* rows, std::int64_t ld, std::int64_t count, std::int64_t columns)
+      : rows_(rows), ld_(ld), count_(count), columns_(columns) {}
+  /// Share `share` of `shares` equal ones.
+  void fetch(std::int64_t share, std::int64_t shares) const {
+    const std::int64_t end = count_ * (share + 1) / shares;
+    for (std::int64_t i = count_ * share / shares; i < end; ++i) {
+      const float* row = rows_ + i * ld_;
+      for (std::int64_t j = 0; j < columns_; j += 16) _mm_prefetch(row + j, _MM_HINT_T1);
+    }
+  }
+
+ private:
+  const float* rows_ = nullptr;
+  std::int64_t ld_ = 0, count_ = 0, columns_ = 0;
+};
+
+}  // namespace
+
 void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                 const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
                 float* c, std::int64_t ldc, const void* packed_b) {
@@ -683,6 +708,10 @@ void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
     std::int32_t b_misfits = 0;
     std::memcpy(&b_misfits, b_panel, sizeof b_misfits);
     const bool fresh = round == 0 && beta == 0.0f;
+    Upcoming next_b;
+    if (packed_b == nullptr && !trans_b && round + 1 < r.count) {
+      next_b = Upcoming(b_piece + depth * ldb, ldb, r.depth(round + 1), n);
+    }
     configure();
     for (std::int64_t i0 = 0; i0 < m; i0 += kBlockRows) {
       const std::int64_t rows = m - i0 < kBlockRows ? m - i0 : kBlockRows;
@@ -712,8 +741,24 @@ void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
         for (std::int64_t i = 0; i < rows; ++i) slowly(i, 1);
         continue;
       }
+      Upcoming next_a;
+      if (!trans_a && i0 + kBlockRows < m) {
+        next_a =
+            Upcoming(a_piece + kBlockRows * lda, lda,
+                     m - i0 - kBlockRows < kBlockRows ? m - i0 - kBlockRows : kBlockRows, depth);
+      }
+      Upcoming next_c;
+      if (i0 + kBlockRows < m) {
+        next_c = Upcoming(c + (i0 + kBlockRows) * ldc, ldc,
+                          m - i0 - kBlockRows < kBlockRows ? m - i0 - kBlockRows : kBlockRows,
+                          n);
+      }
       const char* vector = b_panel + kNoteBytes;
       for (std::int64_t j = 0; j < n; j += kTile) {
+        next_a.fetch(j / kTile, vectors_of(n));
+        next_c.fetch(j / kTile, vectors_of(n));
+        next_b.fetch(i0 / kBlockRows * vectors_of(n) + j / kTile,
+                     (m + kBlockRows - 1) / kBlockRows * vectors_of(n));
         two_halves(a_panel, vector, steps, sums);
         const __m512 columns =
             column_scales(reinterpret_cast<const float*>(vector + steps * kParts * kTileBytes));
