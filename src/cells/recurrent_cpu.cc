@@ -37,6 +37,23 @@ bool few_rows(const Dims& d) {
          d.hidden * std::max(d.hidden, d.input) >= kLargeWeights;
 }
 
+// Rows of a product that one item takes: as large as threads can share evenly.
+std::int64_t tile_rows(std::int64_t rows) {
+  constexpr std::int64_t kUnit = 32, kMost = 256, kTries = 4;
+  const std::int64_t threads = thread_count();
+  const std::int64_t rounds = ceil_div(ceil_div(rows, kMost), threads);
+  std::int64_t best = kMost, least = rounds * kMost;
+  for (std::int64_t tiles = rounds * threads, i = 0; i < kTries; tiles += threads, ++i) {
+    const std::int64_t size = ceil_div(ceil_div(rows, tiles), kUnit) * kUnit;
+    const std::int64_t share = ceil_div(ceil_div(rows, size), threads) * size;
+    if (share < least) {
+      best = size;
+      least = share;
+    }
+  }
+  return best;
+}
+
 Products products_of(const Dims& d, bool forward) {
   if (few_rows(d)) return Products::kRead;
   // From here on by the size of the weights alone, so that a row's result does not depend on
@@ -123,7 +140,7 @@ Plan plan(const Dims& d, const Spec& spec) {
   } else if (p.parts == 1) {
     p.steps = std::clamp<std::int64_t>(rows / batch, 1, steps);
   }
-  p.tile_rows = 256;
+  p.tile_rows = tile_rows(p.parts * p.steps * batch);
   p.tile_outputs = 256;
   // Each item brings x of the chunk into the form of products anew.
   p.tile_units = d.hidden * spec.gates <= 192 ? 192 : 256;

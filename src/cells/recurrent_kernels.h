@@ -83,7 +83,8 @@ struct Spec {
   bool has_c = false;
 };
 
-/// How a backend cuts the work into chunks; a function of the dimensions alone.
+/// How a backend cuts the work into chunks: parts and steps by the dimensions alone, items of work
+/// also by the number of threads.
 struct Plan {
   std::int64_t parts = 0;      // per chunk
   std::int64_t steps = 0;      // per chunk; less than all only where a chunk's parts are all or one
