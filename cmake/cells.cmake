@@ -30,22 +30,22 @@ function(penstock_per_isa target)
   endforeach()
 endfunction()
 
-# penstock_enable_amx(source): Intel's matrix unit, where the compiler knows it.
+# penstock_enable_amx(products detection): Intel's matrix unit, where the compiler knows it; two
+# sources, of which the second runs on every processor.
 include(CheckCXXCompilerFlag)
-function(penstock_enable_amx source)
+function(penstock_enable_amx products detection)
   if(NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR NOT "avx512" IN_LIST PENSTOCK_ISAS)
     return()
   endif()
-  set(flags -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16
-      -mamx-int8)
+  set(flags -mavx512f -mavx512bw -mavx512dq -mavx512vl -mamx-tile -mamx-int8)
   string(JOIN " " joined ${flags})
   check_cxx_compiler_flag("${joined}" PENSTOCK_COMPILER_HAS_AMX)
   if(PENSTOCK_COMPILER_HAS_AMX)
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       list(APPEND flags -Wno-uninitialized -Wno-maybe-uninitialized)  # false positives inside GCC's own headers
     endif()
-    set_source_files_properties(${source} PROPERTIES
-      COMPILE_DEFINITIONS PENSTOCK_AMX COMPILE_OPTIONS "${flags}")
+    set_source_files_properties(${products} PROPERTIES COMPILE_OPTIONS "${flags}")
+    set_source_files_properties(${products} ${detection} PROPERTIES COMPILE_DEFINITIONS PENSTOCK_AMX)
   endif()
 endfunction()
 

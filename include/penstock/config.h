@@ -13,7 +13,7 @@ PENSTOCK_EXPORT const char* version();
 struct Config {
   std::string version;
   std::string compiler;
-  std::string cpu_isa;       // instruction set in use: "avx512", "avx2", "neon", "base"
+  std::string cpu_isa;  // instruction set in use: "avx512+amx", "avx512", "avx2", "neon", "base"
   std::string cpu_warning;   // empty, or which setting of the environment has no meaning
   std::string blas;          // name and version of the BLAS
   std::string blas_core;     // the processor for which that BLAS chose its kernels

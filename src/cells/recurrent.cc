@@ -193,13 +193,11 @@ class Run {
   struct Packed {
     void* data = nullptr;
     std::size_t bytes = 0;  // of one direction; 0: products read the weights themselves
-    bool scaled = false;    // GemmArgs::scaled
   };
-  Packed make_packed(std::int64_t n, std::int64_t k, bool scaled) {
+  Packed make_packed(std::int64_t n, std::int64_t k) {
     Packed p;
-    p.scaled = scaled;
     if (!plan_.pack_weights || backend_.packed_b_bytes == nullptr) return p;
-    p.bytes = backend_.packed_b_bytes(dims_.compute, n, k, scaled);
+    p.bytes = backend_.packed_b_bytes(dims_.compute, n, k);
     p.bytes = (p.bytes + backend_.alignment - 1) / backend_.alignment * backend_.alignment;
     p.data = operands_.take(p.bytes * static_cast<std::size_t>(dims_.dirs));
     return p;
@@ -209,7 +207,6 @@ class Run {
     for_each(ctx_, dims_.dirs, static_cast<double>(gate_rows() * dims_.input * dims_.dirs),
              [&](std::int64_t dir) {
                GemmArgs g = product();
-               g.scaled = p.scaled;
                g.trans_b = transposed;
                g.n = transposed ? gate_rows() : dims_.input;
                g.k = transposed ? dims_.input : gate_rows();
@@ -322,7 +319,6 @@ class Run {
     g.b = weight_ih(dir);
     g.ldb = g.lda;
     g.packed_b = packed(weights, dir);
-    g.scaled = weights.scaled;
     return g;
   }
   void zero_rows(const Rows& rows, const Chunk& c, std::int64_t dir, std::int64_t begin,
@@ -339,7 +335,7 @@ class ForwardRun : public Run {
   ForwardRun(const Context& ctx, const Level& level, const LevelOutputs& out, void* workspace)
       : Run(ctx, level, workspace), out_(out) {
     prepare_inputs(/*forward=*/true);
-    weights_ = make_packed(gate_rows(), dims_.input, /*scaled=*/true);
+    weights_ = make_packed(gate_rows(), dims_.input);
     scratch_ = operands_.take(kernels_.forward_scratch_bytes(dims_));
     y_ = out.y.given() ? operands_.place(out.y, dims_.compute) : nullptr;
     h_ = operands_.place(out.h_last, dims_.state);
@@ -415,12 +411,12 @@ class BackwardRun : public Run {
       : Run(ctx, level, workspace), grads_(grads) {
     prepare_inputs(/*forward=*/false);
     if (level.recompute) {
-      weights_ = make_packed(gate_rows(), dims_.input, /*scaled=*/true);
+      weights_ = make_packed(gate_rows(), dims_.input);
       gates_ = operands_.take(
           static_cast<std::size_t>(dims_.dirs * chunk_rows() * spec_.saved * dims_.hidden) *
           item());
     }
-    transposed_ = make_packed(dims_.input, gate_rows(), /*scaled=*/true);
+    transposed_ = make_packed(dims_.input, gate_rows());
     scratch_ = operands_.take(kernels_.backward_scratch_bytes(dims_));
     if (level.recompute) {
       forward_scratch_ = operands_.take(kernels_.forward_scratch_bytes(dims_));
@@ -588,7 +584,6 @@ class BackwardRun : public Run {
     g.b = weight_ih(dir);
     g.ldb = dims_.input;
     g.packed_b = packed(transposed_, dir);
-    g.scaled = true;
     g.beta = dims_.dirs == 2 ? 1.0 : 0.0;
     g.c = advance(dx_, (p.x_row + first) * dims_.input, item());
     g.ldc = dims_.input;
@@ -613,7 +608,6 @@ class BackwardRun : public Run {
       g.b = advance(x_, (p.x_row + p.skipped) * dims_.input, item());
       g.ldb = dims_.input;
       g.beta = first ? 0.0 : 1.0;
-      g.scaled = true;
       g.c = rows;
       g.ldc = dims_.input;
       backend_.gemm(ctx_, g);
@@ -655,7 +649,6 @@ class BackwardRun : public Run {
                       item());
         g.ldb = operand.row_stride;
         g.beta = first_chunk && i == 0 ? 0.0 : 1.0;
-        g.scaled = true;
         g.c = advance(dweight_hh_, (dir * gate_rows() + first) * h, item());
         g.ldc = h;
         backend_.gemm(ctx_, g);

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cpu/amx_fixed.h"
+#include "cpu/amx.h"
 #include "cpu/subnormals.h"
 #include "cpu/threads.h"
 

@@ -10,7 +10,7 @@ namespace penstock::cpu {
 /// How a step multiplies its rows with R.
 enum class Products {
   kPanels,  // floating point, R in panels (src/cpu/panels.h)
-  kFixed,   // fixed point on the matrix unit (src/cpu/amx_fixed.h)
+  kFixed,   // fixed point on the matrix unit (src/cpu/amx.h)
   kRead,    // floating point, R as it is: for few steps of large weights
 };
 

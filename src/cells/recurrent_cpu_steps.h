@@ -11,7 +11,7 @@
 #include <type_traits>
 
 #include "cells/recurrent_cpu.h"
-#include "cpu/amx_fixed.h"
+#include "cpu/amx.h"
 #include "cpu/gemm.h"
 #include "cpu/panels.h"
 

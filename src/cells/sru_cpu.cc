@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "cpu/amx.h"
 #include "cpu/half.h"
+#include "cpu/isa.h"
 
 namespace penstock::cpu {
 namespace {

@@ -146,9 +146,8 @@ class Run {
     const Backend& backend = ctx_.backend();
     const Group widest = group(0);
     if (plan_.pack_operand && backend.packed_b_bytes != nullptr) {
-      operand_bytes_ =
-          forward ? backend.packed_b_bytes(dims_.compute, widest.columns, dims_.input, false)
-                  : backend.packed_b_bytes(dims_.compute, dims_.input, widest.columns, true);
+      operand_bytes_ = forward ? backend.packed_b_bytes(dims_.compute, widest.columns, dims_.input)
+                               : backend.packed_b_bytes(dims_.compute, dims_.input, widest.columns);
       operand_bytes_ =
           (operand_bytes_ + backend.alignment - 1) / backend.alignment * backend.alignment;
     }
@@ -234,7 +233,6 @@ class Run {
     if (operand_bytes_ == 0) return;
     GemmArgs product = gemm_args();
     product.trans_b = transposed;
-    product.scaled = !transposed;
     product.n = transposed ? g.columns : dims_.input;
     product.k = transposed ? dims_.input : g.columns;
     product.b = advance(weight(), rows(g).begin * dims_.input, compute_size());
@@ -510,7 +508,6 @@ class BackwardRun : public Run {
 
       GemmArgs product = gemm_args();
       product.trans_a = true;
-      product.scaled = true;
       product.m = w.rows;
       product.n = dims_.input;
       product.k = rows_of(c);
@@ -548,7 +545,6 @@ class BackwardRun : public Run {
         product.b = advance(weight(), (w.begin + segment * w.stride) * dims_.input, compute_size());
         product.ldb = std::max<std::int64_t>(1, dims_.input);
         product.packed_b = operand(i);
-        product.scaled = true;
         product.beta = onto ? 1.0 : 0.0;
         product.c = advance(dx_, row * dims_.input, compute_size());
         product.ldc = product.ldb;

@@ -32,12 +32,9 @@ struct GemmArgs {
   std::int64_t ldc = 0, stride_c = 0;
   std::int64_t batch = 1;
   void* workspace = nullptr;  // Backend::gemm_workspace_bytes, 256-byte aligned
-  /// op(B) as Backend::pack_b left it, or null; only with batch = 1, beta 0 or 1, without trans_a,
-  /// and with the same `scaled`. `b` must be given all the same.
+  /// op(B) as Backend::pack_b left it, or null; only with batch = 1, beta 0 or 1, and without
+  /// trans_a. `b` must be given all the same.
   const void* packed_b = nullptr;
-  /// Results may be off by a float32 rounding of the largest contribution to A's row times the
-  /// magnitudes in B's column, rather than of each product.
-  bool scaled = false;
 };
 
 /// Which steps of a padded batch count: step (t, b) is padding if `pad` says so or if it is not
@@ -98,8 +95,7 @@ struct Backend {
   /// For a B that several products share: bytes of the form that products read, and its making,
   /// from B as in GemmArgs. Both null in backends without such a form. A row of a product with such
   /// a B does not depend on the number of rows, nor on what the others hold.
-  std::size_t (*packed_b_bytes)(DataType dtype, std::int64_t n, std::int64_t k,
-                                bool scaled) = nullptr;
+  std::size_t (*packed_b_bytes)(DataType dtype, std::int64_t n, std::int64_t k) = nullptr;
   void (*pack_b)(const Context&, const GemmArgs&, void* packed) = nullptr;
 };
 

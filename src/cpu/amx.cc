@@ -2,11 +2,8 @@
 
 #if defined(PENSTOCK_AMX)
 
-#include <cpuid.h>
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
+#include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -14,432 +11,772 @@
 #include "cpu/amx_tiles.h"
 #include "cpu/blas.h"
 #include "cpu/gemm.h"
-#include "cpu/isa.h"
+#include "cpu/threads.h"
 
 namespace penstock::cpu {
 namespace {
 
-// A tile register is 16 rows of 64 bytes. TDPBF16PS: C (16 x 16 float32) += A (16 rows of m, each
-// 16 pairs along k) times B (16 rows of pairs along k, each 16 columns of n).
+// TDPBSSD: C (16 x 16 int32) += A (16 rows of 64 bytes along k) times B (16 rows of 4 bytes along k
+// for each of 16 columns).
 constexpr std::int64_t kTile = 16;
-constexpr std::int64_t kDepth = 32;  // k per tile
-constexpr std::int64_t kBlock = 32;  // C is computed in blocks of 2 x 2 tiles
-constexpr std::int64_t kParts = 3;
-constexpr std::size_t kTileBytes = 1024;
-// Per depth of 32 and block of 32 rows or columns: part p's tile t lies at (p * 2 + t) KiB.
-constexpr std::size_t kPanelStep = kParts * 2 * kTileBytes;
+constexpr std::int64_t kDepth = 64;  // k per tile
+constexpr std::int64_t kTileBytes = 1024;
+constexpr int kParts = 3;
+// The largest integer that three signed bytes hold, rounded down to leave room for rounding up.
+constexpr float kLargest = 8355000.0f;
+// The scale of rows or columns with nothing larger would overflow.
+constexpr float kTiny = 1e-30f;
 
-// C stays in tile registers for this much of k; both packed operands stay in a second-level cache
-// of 2 MiB and stream from it (32 bytes a cycle feed the unit).
-constexpr std::int64_t kMaxSteps = 16;     // k = 512
-constexpr std::int64_t kMaxRows = 64;      // of A, packed: 64 x 512 x 6 bytes = 192 KiB
-constexpr std::int64_t kMaxColumns = 384;  // of B, packed: 1152 KiB
+std::int64_t steps_of(std::int64_t k) { return (k + kDepth - 1) / kDepth; }
 
-// Sixteen float32 as three bfloat16 each, in the high halves of 32-bit lanes (what lies in the low
-// halves does not count). Rounding to nearest leaves each part at most 2^-8 of the one before, so
-// the third holds the rest exactly.
-inline void split(__m512 x, __m512i out[kParts]) {
-  const __m512i half = _mm512_set1_epi32(0x8000), high = _mm512_set1_epi32(-0x10000);
-  for (int p = 0; p < kParts - 1; ++p) {
-    out[p] = _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), high);
-    x = _mm512_sub_ps(x, _mm512_castsi512_ps(out[p]));
-  }
-  out[kParts - 1] = _mm512_castps_si512(x);
+/// Factors to integers, and back, for numbers of at most this magnitude. `boost` comes before
+/// `factor`, where that alone would overflow. NaN for misfits.
+struct Scale {
+  float factor, boost, inverse;
+};
+constexpr float kBoost = 1.8446744e19f;  // 2^64
+
+/// Of a row of A; its inverse leaves the boost in. Misfits: infinities and NaN.
+Scale row_scale(float largest) {
+  if (largest == 0.0f) return {0.0f, 1.0f, 0.0f};
+  if (!(largest <= 3.4028234e38f)) return {0.0f, 1.0f, std::nanf("")};
+  const float boost = largest < kTiny ? kBoost : 1.0f;
+  const float factor = kLargest / (largest * boost);
+  return {factor, boost, 1.0f / factor};
+}
+/// Of a column of B. Misfits: also tiny numbers, unless `tiny_fits`; then they are rounded to
+/// multiples of 1e-37.
+Scale column_scale(float largest, bool tiny_fits) {
+  if (largest == 0.0f) return {0.0f, 1.0f, 0.0f};
+  if (tiny_fits && largest < kTiny) largest = kTiny;
+  if (!(largest <= 3.4028234e38f) || largest < kTiny) return {0.0f, 1.0f, std::nanf("")};
+  const float factor = kLargest / largest;
+  return {factor, 1.0f, 1.0f / factor};
+}
+bool misfit(float inverse) { return inverse != inverse; }
+
+float as_float(std::uint32_t bits) {
+  float f = 0.0f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
 }
 
-// The largest magnitude seen, as the bits of a float.
-class Magnitude {
- public:
-  void see(__m512 x) {
-    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
-    largest_ = _mm512_max_epu32(largest_, bits);
+inline __m512i magnitude(__m512 x) {
+  return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+}
+
+// `balance`: factor of each number, or null.
+float largest_of(const float* p, std::int64_t n, const float* balance = nullptr) {
+  __m512i bits = _mm512_setzero_si512();
+  for (std::int64_t i = 0; i < n; i += 16) {
+    const __mmask16 mask = first(n - i);
+    __m512 x = _mm512_maskz_loadu_ps(mask, p + i);
+    if (balance != nullptr) x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, balance + i));
+    bits = _mm512_max_epu32(bits, magnitude(x));
   }
-  std::uint32_t largest() const { return _mm512_reduce_max_epu32(largest_); }
-  void join(const Magnitude& other) { largest_ = _mm512_max_epu32(largest_, other.largest_); }
+  return as_float(_mm512_reduce_max_epu32(bits));
+}
+
+// Largest magnitudes of 16 neighbouring columns (those in `mask`) over n rows; `balance`: factor of
+// each row, or null.
+void largest_of_columns(const float* p, std::int64_t ld, __mmask16 mask, std::int64_t n,
+                        const float* balance, float* out) {
+  __m512i bits = _mm512_setzero_si512();
+  for (std::int64_t i = 0; i < n; ++i) {
+    __m512 x = _mm512_maskz_loadu_ps(mask, p + i * ld);
+    if (balance != nullptr) x = _mm512_mul_ps(x, _mm512_set1_ps(balance[i]));
+    bits = _mm512_max_epu32(bits, magnitude(x));
+  }
+  _mm512_storeu_si512(out, bits);
+}
+
+// Scaled numbers as integers whose bytes are those of x with 128 added to the lower two: flipping
+// their upper bits gives signed bytes.
+inline __m512i to_integers(__m512 x) {
+  return _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(0x8080));
+}
+
+// A tile's bytes along k stand in an order of their own, the same in A and B: byte j of group i is
+// number 16 j + i of the tile's 64. So four vectors give a line of each part without moving a byte
+// to another group.
+//
+// `x[j]` holds numbers 16 j … of one row of A, or number 16 j + i of 16 columns of B; `out`: three
+// lines, highest part first, `stride` bytes apart.
+inline void write_lines(const __m512 x[4], char* out, std::int64_t stride) {
+  const __m512i v0 = to_integers(x[0]), v1 = to_integers(x[1]), v2 = to_integers(x[2]),
+                v3 = to_integers(x[3]);
+  const __m512i even = _mm512_set1_epi32(0x00ff00ff), low = _mm512_set1_epi32(0xffff);
+  constexpr int kSelect = 0xca;  // mask ? first : second
+  // Bytes 0 and 2, then 1 and 3, of two vectors side by side.
+  const __m512i a = _mm512_ternarylogic_epi32(even, v0, _mm512_slli_epi32(v1, 8), kSelect);
+  const __m512i b = _mm512_ternarylogic_epi32(even, _mm512_srli_epi32(v0, 8), v1, kSelect);
+  const __m512i c = _mm512_ternarylogic_epi32(even, v2, _mm512_slli_epi32(v3, 8), kSelect);
+  const __m512i d = _mm512_ternarylogic_epi32(even, _mm512_srli_epi32(v2, 8), v3, kSelect);
+  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i part0 = _mm512_ternarylogic_epi32(low, _mm512_srli_epi32(a, 16), c, kSelect);
+  const __m512i part1 = _mm512_ternarylogic_epi32(low, b, _mm512_slli_epi32(d, 16), kSelect);
+  const __m512i part2 = _mm512_ternarylogic_epi32(low, a, _mm512_slli_epi32(c, 16), kSelect);
+  _mm512_store_si512(out, part0);
+  _mm512_store_si512(out + stride, _mm512_xor_si512(part1, flip));
+  _mm512_store_si512(out + 2 * stride, _mm512_xor_si512(part2, flip));
+}
+
+void transpose_parts(char* tile, std::int64_t stride) {
+  for (int part = 0; part < kParts; ++part) {
+    transpose(reinterpret_cast<__m512i*>(tile + part * stride));
+  }
+}
+
+/// Of up to 16 rows of A or columns of B.
+struct Scales {
+  float factors[kTile], boosts[kTile];
+};
+
+// One tile in three parts, `stride` bytes apart, from up to 16 rows of A or columns of B, `depth`
+// of k. `along_k`: the source is contiguous along k, rows or columns `ld` apart; else k runs over
+// rows `ld` apart. `is_b`: a line holds four numbers along k of each column, else all of a row.
+void pack_tile(bool along_k, bool is_b, const float* source, std::int64_t ld, std::int64_t count,
+               std::int64_t depth, const Scales& scales, const float* balance, char* out,
+               std::int64_t stride) {
+  if (along_k) {
+    for (std::int64_t i = 0; i < kTile; ++i) {
+      char* line = out + i * 64;
+      if (i >= count) {
+        for (int part = 0; part < kParts; ++part) {
+          _mm512_store_si512(line + part * stride, _mm512_setzero_si512());
+        }
+        continue;
+      }
+      const float* row = source + i * ld;
+      const __m512 f = _mm512_set1_ps(scales.factors[i]);
+      const __m512 boost = _mm512_set1_ps(scales.boosts[i]);
+      __m512 x[4];
+      for (std::int64_t j = 0; j < 4; ++j) {
+        const __mmask16 mask = first(depth - 16 * j);
+        x[j] = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row + 16 * j), boost);
+        if (balance != nullptr) {
+          x[j] = _mm512_mul_ps(x[j], _mm512_maskz_loadu_ps(mask, balance + 16 * j));
+        }
+        x[j] = _mm512_mul_ps(x[j], f);
+      }
+      write_lines(x, line, stride);
+    }
+  } else {
+    const __mmask16 mask = first(count);
+    const __m512 f = _mm512_loadu_ps(scales.factors);
+    const __m512 boost = _mm512_loadu_ps(scales.boosts);
+    for (std::int64_t i = 0; i < kTile; ++i) {
+      __m512 x[4];
+      for (std::int64_t j = 0; j < 4; ++j) {
+        const std::int64_t k = 16 * j + i;
+        x[j] = _mm512_mul_ps(
+            _mm512_maskz_loadu_ps(k < depth ? mask : static_cast<__mmask16>(0), source + k * ld),
+            boost);
+        if (balance != nullptr && k < depth) {
+          x[j] = _mm512_mul_ps(x[j], _mm512_set1_ps(balance[k]));
+        }
+        x[j] = _mm512_mul_ps(x[j], f);
+      }
+      write_lines(x, out + i * 64, stride);
+    }
+  }
+  if (along_k == is_b) transpose_parts(out, stride);
+}
+
+enum class Side { kRowsOfA, kColumnsOfB, kColumnsTinyToo };
+
+Scales scales_of(Side side, bool along_k, const float* source, std::int64_t ld, std::int64_t count,
+                 std::int64_t depth, const float* balance, float* inverses) {
+  float largest[kTile] = {};
+  if (along_k) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      largest[i] = largest_of(source + i * ld, depth, balance);
+    }
+  } else {
+    largest_of_columns(source, ld, first(count), depth, balance, largest);
+  }
+  Scales scales;
+  for (std::int64_t i = 0; i < kTile; ++i) {
+    const Scale s = side == Side::kRowsOfA
+                        ? row_scale(largest[i])
+                        : column_scale(largest[i], side == Side::kColumnsTinyToo);
+    scales.factors[i] = s.factor;
+    scales.boosts[i] = s.boost;
+    inverses[i] = s.inverse;
+  }
+  return scales;
+}
+
+// A results' vector from the three sums, by order: order o has the weight 2^(32 - 8 o). `columns`:
+// inverse scales times 2^32.
+inline __m512 combine(const std::int32_t* sums, std::int64_t order_stride, float row, float boost,
+                      __m512 columns) {
+  const __m512 step = _mm512_set1_ps(1.0f / 256.0f);
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 2 * order_stride));
+  const __m512 middle = _mm512_cvtepi32_ps(_mm512_load_si512(sums + order_stride));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_load_si512(sums));
+  const __m512 sum = _mm512_fmadd_ps(_mm512_fmadd_ps(low, step, middle), step, high);
+  const __m512 result = _mm512_mul_ps(_mm512_mul_ps(sum, _mm512_set1_ps(row)), columns);
+  return boost == 1.0f ? result : _mm512_mul_ps(result, _mm512_set1_ps(1.0f / boost));
+}
+inline __m512 column_scales(const float* inverses) {
+  return _mm512_mul_ps(_mm512_loadu_ps(inverses), _mm512_set1_ps(4294967296.0f));
+}
+
+#define PENSTOCK_A(part, half) (a + ((part) * 2 + (half)) * kTileBytes)
+#define PENSTOCK_B(part) (b + (part) * kTileBytes)
+#define PENSTOCK_ZERO_SUMS() \
+  _tile_zero(0);             \
+  _tile_zero(1);             \
+  _tile_zero(2);             \
+  _tile_zero(3);             \
+  _tile_zero(4);             \
+  _tile_zero(5)
+#define PENSTOCK_STORE_SUMS()       \
+  _tile_stored(0, sums, 64);        \
+  _tile_stored(1, sums + 256, 64);  \
+  _tile_stored(2, sums + 512, 64);  \
+  _tile_stored(3, sums + 768, 64);  \
+  _tile_stored(4, sums + 1024, 64); \
+  _tile_stored(5, sums + 1280, 64)
+
+// 32 rows, one vector of columns. Sums of order o and half h of the rows in tile 2 o + h.
+void two_halves(const char* a, const char* b, std::int64_t steps, std::int32_t* sums) {
+  PENSTOCK_ZERO_SUMS();
+  for (std::int64_t s = 0; s < steps; ++s) {
+    _tile_loadd(7, PENSTOCK_B(0), 64);
+    _tile_loadd(6, PENSTOCK_A(0, 0), 64);
+    _tile_dpbssd(0, 6, 7);
+    _tile_loadd(7, PENSTOCK_B(1), 64);
+    _tile_dpbssd(2, 6, 7);
+    _tile_loadd(7, PENSTOCK_B(2), 64);
+    _tile_dpbssd(4, 6, 7);
+    _tile_loadd(6, PENSTOCK_A(0, 1), 64);
+    _tile_dpbssd(5, 6, 7);
+    _tile_loadd(7, PENSTOCK_B(1), 64);
+    _tile_dpbssd(3, 6, 7);
+    _tile_loadd(7, PENSTOCK_B(0), 64);
+    _tile_dpbssd(1, 6, 7);
+    _tile_loadd(6, PENSTOCK_A(1, 0), 64);
+    _tile_dpbssd(2, 6, 7);
+    _tile_loadd(7, PENSTOCK_B(1), 64);
+    _tile_dpbssd(4, 6, 7);
+    _tile_loadd(6, PENSTOCK_A(1, 1), 64);
+    _tile_dpbssd(5, 6, 7);
+    _tile_loadd(7, PENSTOCK_B(0), 64);
+    _tile_dpbssd(3, 6, 7);
+    _tile_loadd(6, PENSTOCK_A(2, 0), 64);
+    _tile_dpbssd(4, 6, 7);
+    _tile_loadd(6, PENSTOCK_A(2, 1), 64);
+    _tile_dpbssd(5, 6, 7);
+    a += kParts * 2 * kTileBytes;
+    b += kParts * kTileBytes;
+  }
+  PENSTOCK_STORE_SUMS();
+}
+
+// 16 rows, two vectors of columns, `b_stride` bytes apart. Sums of order o and vector v in tile
+// 2 o + v.
+void two_vectors(const char* a, const char* b, std::int64_t b_stride, std::int64_t steps,
+                 std::int32_t* sums) {
+  PENSTOCK_ZERO_SUMS();
+  for (std::int64_t s = 0; s < steps; ++s) {
+    _tile_loadd(7, PENSTOCK_A(0, 0), 64);
+    _tile_loadd(6, PENSTOCK_B(0), 64);
+    _tile_dpbssd(0, 7, 6);
+    _tile_loadd(6, PENSTOCK_B(1), 64);
+    _tile_dpbssd(2, 7, 6);
+    _tile_loadd(6, PENSTOCK_B(2), 64);
+    _tile_dpbssd(4, 7, 6);
+    _tile_loadd(6, PENSTOCK_B(0) + b_stride, 64);
+    _tile_dpbssd(1, 7, 6);
+    _tile_loadd(6, PENSTOCK_B(2) + b_stride, 64);
+    _tile_dpbssd(5, 7, 6);
+    _tile_loadd(6, PENSTOCK_B(1) + b_stride, 64);
+    _tile_dpbssd(3, 7, 6);
+    _tile_loadd(7, PENSTOCK_A(1, 0), 64);
+    _tile_dpbssd(5, 7, 6);
+    _tile_loadd(6, PENSTOCK_B(1), 64);
+    _tile_dpbssd(4, 7, 6);
+    _tile_loadd(6, PENSTOCK_B(0) + b_stride, 64);
+    _tile_dpbssd(3, 7, 6);
+    _tile_loadd(6, PENSTOCK_B(0), 64);
+    _tile_dpbssd(2, 7, 6);
+    _tile_loadd(7, PENSTOCK_A(2, 0), 64);
+    _tile_dpbssd(4, 7, 6);
+    _tile_loadd(6, PENSTOCK_B(0) + b_stride, 64);
+    _tile_dpbssd(5, 7, 6);
+    a += kParts * 2 * kTileBytes;
+    b += kParts * kTileBytes;
+  }
+  PENSTOCK_STORE_SUMS();
+}
+
+#undef PENSTOCK_A
+#undef PENSTOCK_B
+#undef PENSTOCK_ZERO_SUMS
+#undef PENSTOCK_STORE_SUMS
+
+/// Memory that a thread keeps for its lifetime, as a BLAS does.
+class Room {
+ public:
+  Room() = default;
+  ~Room() { std::free(data_); }
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  char* take(std::size_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = 0;
+      data_ = static_cast<char*>(std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096));
+      if (data_ == nullptr) throw std::bad_alloc();
+      size_ = bytes;
+    }
+    return data_;
+  }
 
  private:
-  __m512i largest_ = _mm512_setzero_si512();
+  char* data_ = nullptr;
+  std::size_t size_ = 0;
 };
 
-// Whether the unit may multiply blocks of these largest magnitudes. From 2^127 on, and for infinity
-// and NaN, rounding up would not survive. Where even the largest product is below 2^-70, its
-// smaller parts come near the subnormal numbers, which the unit takes for zero.
-bool fit(std::uint32_t a, std::uint32_t b) {
-  constexpr std::uint32_t kLimit = 0x7f000000u, kBias = 127, kSmallest = 2 * kBias - 70;
-  if (a >= kLimit || b >= kLimit) return false;
-  return a == 0 || b == 0 || (a >> 23) + (b >> 23) >= kSmallest;
+void configure() {
+  static const TileConfig config;
+  _tile_loadconfig(&config);
 }
 
-// Write one tile's three parts, `kPartLines` lines apart, from a source whose k is contiguous: rows
-// (of m or n) `ld` apart, so that line i holds row i's sixteen pairs along k.
-constexpr std::int64_t kPartLines = 2 * kTile;
+// ---- a few rows -------------------------------------------------------------------------------
 
-// `magnitude` has an entry per row.
-inline void lines_from_rows(const float* source, std::int64_t ld, std::int64_t rows,
-                            std::int64_t depth, __m512i* out, Magnitude* magnitude) {
-  const __mmask16 low = first(depth), high = first(depth - 16);
-  // The high 16 bits of each of 32 consecutive floats.
-  alignas(64) static constexpr std::uint16_t kHighHalves[32] = {
-      1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-      33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  const __m512i halves = _mm512_load_si512(kHighHalves);
-  for (int i = 0; i < 16; ++i) {
-    if (i >= rows) {
-      for (int p = 0; p < kParts; ++p) {
-        _mm512_store_si512(out + p * kPartLines + i, _mm512_setzero_si512());
-      }
-      continue;
-    }
-    const float* row = source + i * ld;
-    // Packing takes a short run from each of many rows, which no hardware prefetcher follows, so
-    // the next tile's are asked for. Past the end that is harmless: a prefetch cannot fault.
-    _mm_prefetch(row + kTile * ld, _MM_HINT_T1);
-    _mm_prefetch(row + kTile * ld + 16, _MM_HINT_T1);
-    const __m512 x = _mm512_maskz_loadu_ps(low, row);
-    const __m512 y = _mm512_maskz_loadu_ps(high, row + 16);
-    magnitude[i].see(x);
-    magnitude[i].see(y);
-    __m512i a[kParts], b[kParts];
-    split(x, a);
-    split(y, b);
-    for (int p = 0; p < kParts; ++p) {
-      _mm512_store_si512(out + p * kPartLines + i, _mm512_permutex2var_epi16(a[p], halves, b[p]));
-    }
-  }
-}
-
-// The same from a source whose k runs over rows: line i holds pair i along k for sixteen columns.
-inline void lines_from_pairs(const float* source, std::int64_t ld, std::int64_t columns,
-                             std::int64_t depth, __m512i* out, Magnitude* magnitude) {
-  constexpr __mmask32 kOddHalves = 0xaaaaaaaau;
-  const __mmask16 mask = first(columns);
-  for (int i = 0; i < 16; ++i) {
-    const std::int64_t k = 2 * i;
-    _mm_prefetch(source + (k + kDepth) * ld, _MM_HINT_T0);
-    _mm_prefetch(source + (k + 1 + kDepth) * ld, _MM_HINT_T0);
-    const __m512 x =
-        _mm512_maskz_loadu_ps(k < depth ? mask : static_cast<__mmask16>(0), source + k * ld);
-    const __m512 y = _mm512_maskz_loadu_ps(k + 1 < depth ? mask : static_cast<__mmask16>(0),
-                                           source + (k + 1) * ld);
-    magnitude->see(x);
-    magnitude->see(y);
-    __m512i a[kParts], b[kParts];
-    split(x, a);
-    split(y, b);
-    for (int p = 0; p < kParts; ++p) {
-      _mm512_store_si512(out + p * kPartLines + i,
-                         _mm512_mask_blend_epi16(kOddHalves, _mm512_srli_epi32(a[p], 16), b[p]));
-    }
-  }
-}
-
-// Pack `count` rows of op(A), or columns of op(B), over `depth` of k into panels of 32. `along_k`:
-// the source is contiguous along k. `is_b`: lines run over pairs along k, else over rows. Returns
-// the largest magnitude; `rows`, if given and `along_k`, receives those of each row.
-std::uint32_t pack(bool along_k, bool is_b, const float* source, std::int64_t ld,
-                   std::int64_t count, std::int64_t depth, char* out,
-                   std::uint32_t* rows = nullptr) {
-  Magnitude magnitude;
-  const std::int64_t steps = (depth + kDepth - 1) / kDepth;
-  for (std::int64_t i = 0; i < count; i += kBlock) {
-    Magnitude each[kBlock];
-    for (std::int64_t s = 0; s < steps; ++s) {
-      for (std::int64_t t = 0; t < 2; ++t) {
-        auto* lines = reinterpret_cast<__m512i*>(out + static_cast<std::size_t>(t) * kTileBytes);
-        const std::int64_t at = i + t * kTile;
-        const std::int64_t k = s * kDepth;
-        if (at >= count) {
-          for (int p = 0; p < kParts; ++p) {
-            std::memset(static_cast<void*>(lines + p * kPartLines), 0, kTileBytes);
-          }
-          continue;
-        }
-        if (along_k) {
-          lines_from_rows(source + at * ld + k, ld, count - at, depth - k, lines, each + t * kTile);
-        } else {
-          lines_from_pairs(source + k * ld + at, ld, count - at, depth - k, lines, &magnitude);
-        }
-        if (along_k == is_b) {
-          for (int p = 0; p < kParts; ++p) transpose(lines + p * kPartLines);
-        }
-      }
-      out += kPanelStep;
-    }
-    if (!along_k) continue;
-    for (std::int64_t r = 0; r < kBlock && i + r < count; ++r) {
-      if (rows != nullptr) rows[i + r] = each[r].largest();
-      magnitude.join(each[r]);
-    }
-  }
-  return magnitude.largest();
-}
-
-// Zero row `row` of packed rows, over all of k.
-void clear_row(char* panels, std::int64_t row, std::int64_t steps) {
-  char* panel = panels + static_cast<std::size_t>(row / kBlock * steps) * kPanelStep;
-  const auto line = static_cast<std::size_t>(row % kTile) * 64;
-  for (std::int64_t s = 0; s < steps; ++s) {
-    for (std::int64_t p = 0; p < kParts; ++p) {
-      const auto tile = static_cast<std::size_t>(p * 2 + row % kBlock / kTile);
-      std::memset(panel + tile * kTileBytes + line, 0, 64);
-    }
-    panel += kPanelStep;
-  }
-}
-
-// C block (32 x 32) += panel of A times panel of B. `fresh`: C starts from zero.
-void block(const char* a, const char* b, std::int64_t steps, bool fresh, float* c,
-           std::int64_t ldc) {
-  const std::int64_t row = ldc * static_cast<std::int64_t>(sizeof(float));
-  if (fresh) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, c, row);
-    _tile_loadd(1, c + kTile, row);
-    _tile_loadd(2, c + kTile * ldc, row);
-    _tile_loadd(3, c + kTile * ldc + kTile, row);
-  }
-#define PENSTOCK_LOAD_A(p)                        \
-  _tile_loadd(4, a + ((p) * 2) * kTileBytes, 64); \
-  _tile_loadd(5, a + ((p) * 2 + 1) * kTileBytes, 64)
-#define PENSTOCK_LOAD_B(p)                        \
-  _tile_loadd(6, b + ((p) * 2) * kTileBytes, 64); \
-  _tile_loadd(7, b + ((p) * 2 + 1) * kTileBytes, 64)
-#define PENSTOCK_MULTIPLY  \
-  _tile_dpbf16ps(0, 4, 6); \
-  _tile_dpbf16ps(1, 4, 7); \
-  _tile_dpbf16ps(2, 5, 6); \
-  _tile_dpbf16ps(3, 5, 7)
-  for (std::int64_t s = 0; s < steps; ++s) {
-    // Small terms first, as far as the reuse of loaded tiles allows.
-    PENSTOCK_LOAD_B(0);
-    PENSTOCK_LOAD_A(2);
-    PENSTOCK_MULTIPLY;
-    PENSTOCK_LOAD_A(0);
-    PENSTOCK_MULTIPLY;
-    PENSTOCK_LOAD_A(1);
-    PENSTOCK_MULTIPLY;
-    PENSTOCK_LOAD_B(1);
-    PENSTOCK_MULTIPLY;
-    PENSTOCK_LOAD_A(0);
-    PENSTOCK_MULTIPLY;
-    PENSTOCK_LOAD_B(2);
-    PENSTOCK_MULTIPLY;
-    a += kPanelStep;
-    b += kPanelStep;
-  }
-#undef PENSTOCK_LOAD_A
-#undef PENSTOCK_LOAD_B
-#undef PENSTOCK_MULTIPLY
-  _tile_stored(0, c, row);
-  _tile_stored(1, c + kTile, row);
-  _tile_stored(2, c + kTile * ldc, row);
-  _tile_stored(3, c + kTile * ldc + kTile, row);
-}
-
-void copy_block(const float* from, std::int64_t from_ld, float* to, std::int64_t to_ld,
-                std::int64_t rows, std::int64_t columns) {
-  const __mmask16 low = first(columns), high = first(columns - 16);
-  for (std::int64_t i = 0; i < rows; ++i) {
-    _mm512_mask_storeu_ps(to + i * to_ld, low, _mm512_maskz_loadu_ps(low, from + i * from_ld));
-    _mm512_mask_storeu_ps(to + i * to_ld + 16, high,
-                          _mm512_maskz_loadu_ps(high, from + i * from_ld + 16));
-  }
-}
-
-// Packing buffers, one set per thread for its lifetime, as a BLAS has them.
-struct Buffers {
-  char* a;
-  char* b;
-  Buffers() {
-    constexpr std::size_t kABytes = kMaxRows / kBlock * kMaxSteps * kPanelStep;
-    constexpr std::size_t kBBytes = kMaxColumns / kBlock * kMaxSteps * kPanelStep;
-    a = static_cast<char*>(std::aligned_alloc(4096, kABytes + kBBytes));
-    if (a == nullptr) throw std::bad_alloc();
-    b = a + kABytes;
-  }
-  ~Buffers() { std::free(a); }
-  Buffers(const Buffers&) = delete;
-  Buffers& operator=(const Buffers&) = delete;
+// Rows in fixed point. Tile (step, part, half): rows half * 16 …, at ((step * kParts + part) * 2 +
+// half) KiB. Behind the last tile:
+struct RowNotes {
+  float inverses[kFixedRows], boosts[kFixedRows];
+  const float* rows[kFixedRows];
+  std::int64_t k1, gap;
 };
 
-// Scale C by beta, before sums are added; beta = 0 is handled by starting from zero.
-void scale(float beta, std::int64_t m, std::int64_t n, float* c, std::int64_t ldc) {
-  for (std::int64_t i = 0; i < m; ++i) {
-    for (std::int64_t j = 0; j < n; ++j) c[i * ldc + j] *= beta;
-  }
-}
+std::int64_t row_bytes(std::int64_t k) { return steps_of(k) * kParts * 2 * kTileBytes; }
 
-bool detect() {
-  if (isa() != Isa::kAvx512) return false;
-  if (const char* cap = std::getenv("PENSTOCK_ISA");
-      cap != nullptr && std::strcmp(cap, "avx512") == 0) {
-    return false;
+// A row whose integers mean nothing, in floating point.
+void multiply_slowly(const RowNotes& notes, std::int64_t row, std::int64_t k, const char* vector,
+                     const float* column_inverses, float* out) {
+  const auto* bytes = reinterpret_cast<const std::int8_t*>(vector);
+  for (int c = 0; c < kFixedColumns; ++c) {
+    float sum = 0.0f;
+    for (std::int64_t p = 0; p < k; ++p) {
+      const std::int8_t* w =
+          bytes + p / kDepth * kParts * kTileBytes + p % kDepth / 4 * 64 + p % 4 + c * 4;
+      const int value = w[0] * 65536 + w[kTileBytes] * 256 + w[2 * kTileBytes];
+      const float x = notes.rows[row][p < notes.k1 ? p : p + notes.gap];
+      sum += x * (static_cast<float>(value) * column_inverses[c]);
+    }
+    out[c] = sum;
   }
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
-  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0 || (d & kAmxInt8) == 0) return false;
-  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return false;
-  constexpr unsigned kAvx512Bf16 = 1u << 5;
-  if ((a & kAvx512Bf16) == 0) return false;
-  // The kernel hands the tile registers out on request, to the whole process.
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 }  // namespace
 
-bool has_amx() {
-  static const bool has = detect();
-  return has;
+bool fixed_pays(std::int64_t columns, std::int64_t k) {
+  return has_amx() && columns >= 96 && k >= 96 && k <= 16384;
 }
 
-bool amx_pays(std::int64_t m, std::int64_t n, std::int64_t k) {
-  // Packing costs what a BLAS saves on small products.
-  return m >= 32 && n >= 32 && k >= 64 && m * n * k >= (std::int64_t{1} << 22);
+std::size_t fixed_vector_bytes(std::int64_t k) {
+  return static_cast<std::size_t>(steps_of(k) * kParts * kTileBytes + 64);
 }
 
-bool amx_pays_packed(std::int64_t n, std::int64_t k) { return n >= 48 && k >= 48; }
+void fixed_pack(const float* source, std::int64_t k_stride, std::int64_t column_stride, int count,
+                std::int64_t k, void* packed) {
+  auto* out = static_cast<char*>(packed);
+  const bool along_k = k_stride == 1;
+  const std::int64_t ld = along_k ? column_stride : k_stride;
+  auto* inverses = reinterpret_cast<float*>(out + steps_of(k) * kParts * kTileBytes);
+  const Scales scales =
+      scales_of(Side::kColumnsTinyToo, along_k, source, ld, count, k, nullptr, inverses);
+  for (std::int64_t p = 0; p < k; p += kDepth) {
+    pack_tile(along_k, true, source + (along_k ? p : p * ld), ld, count, k - p, scales, nullptr,
+              out, kTileBytes);
+    out += kParts * kTileBytes;
+  }
+}
+
+const void* fixed_begin(const float* const* rows, std::int64_t count, std::int64_t k1,
+                        std::int64_t gap, std::int64_t k2) {
+  thread_local Room room;
+  const std::int64_t k = k1 + k2, steps = steps_of(k);
+  char* out = room.take(static_cast<std::size_t>(row_bytes(k)) + sizeof(RowNotes));
+  auto* notes = reinterpret_cast<RowNotes*>(out + row_bytes(k));
+  notes->k1 = k1;
+  notes->gap = gap;
+  constexpr std::int64_t kStride = 2 * kTileBytes;
+  for (std::int64_t i = 0; i < (count > kTile ? 2 : 1) * kTile; ++i) {
+    char* line = out + i / kTile * kTileBytes + i % kTile * 64;
+    if (i >= count) {
+      for (std::int64_t s = 0; s < steps * kParts; ++s) {
+        _mm512_store_si512(line + s * kStride, _mm512_setzero_si512());
+      }
+      continue;
+    }
+    const float a = largest_of(rows[i], k1), b = largest_of(rows[i] + k1 + gap, k2);
+    const Scale scale = row_scale(a > b || a != a ? a : b);
+    notes->boosts[i] = scale.boost;
+    notes->inverses[i] = scale.inverse;
+    notes->rows[i] = rows[i];
+    const __m512 factor = _mm512_set1_ps(scale.factor), boost = _mm512_set1_ps(scale.boost);
+    const auto get = [&](std::int64_t p) {
+      __m512 x;
+      if (p + 16 <= k1 || k2 == 0) {
+        x = _mm512_maskz_loadu_ps(first(k1 - p), rows[i] + p);
+      } else if (p >= k1) {
+        x = _mm512_maskz_loadu_ps(first(k - p), rows[i] + gap + p);
+      } else {
+        // The seam of the two runs.
+        const __mmask16 low = first(k1 - p);
+        x = _mm512_maskz_loadu_ps(low, rows[i] + p);
+        x = _mm512_mask_loadu_ps(x, static_cast<__mmask16>(first(k - p) & ~low), rows[i] + gap + p);
+      }
+      return _mm512_mul_ps(_mm512_mul_ps(x, boost), factor);
+    };
+    for (std::int64_t p = 0; p < k; p += kDepth) {
+      const __m512 x[4] = {get(p), get(p + 16), get(p + 32), get(p + 48)};
+      write_lines(x, line, kStride);
+      line += kParts * kStride;
+    }
+  }
+  configure();
+  return out;
+}
+
+void fixed_multiply(const void* rows, std::int64_t count, std::int64_t k, const void* packed,
+                    int vectors, float* out) {
+  const std::int64_t steps = steps_of(k);
+  const auto* a = static_cast<const char*>(rows);
+  const auto* b = static_cast<const char*>(packed);
+  const auto vector_bytes = static_cast<std::int64_t>(fixed_vector_bytes(k));
+  const RowNotes& notes = *reinterpret_cast<const RowNotes*>(a + row_bytes(k));
+  const std::int64_t stride = vectors * kFixedColumns;
+  const auto inverses_of = [&](const char* vector) {
+    return reinterpret_cast<const float*>(vector + steps * kParts * kTileBytes);
+  };
+  alignas(64) std::int32_t sums[6 * 256];
+  const auto write = [&](std::int64_t tile, std::int64_t row, std::int64_t end, const char* vector,
+                         float* to) {
+    const __m512 columns = column_scales(inverses_of(vector));
+    const std::int32_t* from = sums + tile * 256;
+    for (; row < end; ++row, from += 16) {
+      _mm512_storeu_ps(to + row * stride,
+                       combine(from, 512, notes.inverses[row], notes.boosts[row], columns));
+    }
+  };
+  if (count > kTile) {
+    for (int v = 0; v < vectors; ++v) {
+      two_halves(a, b, steps, sums);
+      write(0, 0, kTile, b, out + v * kFixedColumns);
+      write(1, kTile, count, b, out + v * kFixedColumns);
+      b += vector_bytes;
+    }
+  } else {
+    for (int v = 0; v < vectors; v += 2) {
+      // An odd last vector is multiplied twice.
+      const std::int64_t next = v + 1 < vectors ? vector_bytes : 0;
+      two_vectors(a, b, next, steps, sums);
+      write(0, 0, count, b, out + v * kFixedColumns);
+      if (next != 0) write(1, 0, count, b + next, out + (v + 1) * kFixedColumns);
+      b += 2 * vector_bytes;
+    }
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (!misfit(notes.inverses[i])) continue;
+    for (int v = 0; v < vectors; ++v) {
+      const char* vector = static_cast<const char*>(packed) + v * vector_bytes;
+      multiply_slowly(notes, i, k, vector, inverses_of(vector),
+                      out + i * stride + v * kFixedColumns);
+    }
+  }
+}
+
+void fixed_end() { _tile_release(); }
+
+// ---- whole products ---------------------------------------------------------------------------
 
 namespace {
 
-// How op(B) is cut: ranges of columns of about equal size, in whole panels, and rounds of k.
-struct Cut {
-  std::int64_t n, k, steps, rounds, range;
+// A block of 32 rows over this much of k, packed, leaves room in a first-level cache of 48 KiB.
+constexpr std::int64_t kRoundSteps = 5;
+constexpr std::int64_t kBlockRows = 2 * kTile;
+// What each thread keeps for a B that is not packed: 4 MiB with so many columns.
+constexpr std::int64_t kMostColumns = 4096;
 
-  Cut(std::int64_t n_, std::int64_t k_) : n(n_), k(k_) {
-    steps = (k + kDepth - 1) / kDepth;
-    rounds = (steps + kMaxSteps - 1) / kMaxSteps;
-    const std::int64_t ranges = n > 0 ? (n + kMaxColumns - 1) / kMaxColumns : 1;
-    range = ((n + ranges - 1) / ranges + kBlock - 1) / kBlock * kBlock;
+/// How k is cut into rounds of whole steps.
+struct Rounds {
+  std::int64_t k, steps, count;
+  explicit Rounds(std::int64_t k_) : k(k_), steps(steps_of(k_)) {
+    count = (steps + kRoundSteps - 1) / kRoundSteps;
   }
-  std::int64_t first_step(std::int64_t round) const { return steps * round / rounds; }
+  std::int64_t first_step(std::int64_t round) const { return steps * round / count; }
+  std::int64_t round_steps(std::int64_t round) const {
+    return first_step(round + 1) - first_step(round);
+  }
   std::int64_t depth(std::int64_t round) const {
     const std::int64_t end = first_step(round + 1) * kDepth;
     return (end < k ? end : k) - first_step(round) * kDepth;
   }
-  std::int64_t columns(std::int64_t j0) const { return n - j0 < range ? n - j0 : range; }
-  // Bytes that come before a piece in a packed B.
-  std::size_t offset(std::int64_t j0, std::int64_t round) const {
-    const std::int64_t panels = (columns(j0) + kBlock - 1) / kBlock;
-    return static_cast<std::size_t>(j0 / kBlock * steps + panels * first_step(round)) * kPanelStep;
-  }
-  std::size_t bytes() const {
-    return static_cast<std::size_t>((n + kBlock - 1) / kBlock * steps) * kPanelStep;
-  }
 };
 
-// In front of a packed B: its largest magnitude.
-constexpr std::size_t kPackedHeader = 64;
+// B in rounds: vectors of 16 columns, each its tiles and then its inverse scales; in front of all a
+// note whether there are misfits. A whole packed B begins with its balance: row j of B is divided
+// by balance[j], a power of two near the row's largest magnitude, and column j of A multiplied with
+// it. So numbers count by what they can contribute, whatever the scales of A's columns are.
+constexpr std::int64_t kNoteBytes = 64;
+std::int64_t vectors_of(std::int64_t n) { return (n + kTile - 1) / kTile; }
+std::int64_t vector_bytes(std::int64_t steps) { return steps * kParts * kTileBytes + 64; }
+std::int64_t round_bytes(std::int64_t n, std::int64_t steps) {
+  return kNoteBytes + vectors_of(n) * vector_bytes(steps);
+}
+std::int64_t balance_bytes(std::int64_t k) {
+  return (k * static_cast<std::int64_t>(sizeof(float)) + 63) / 64 * 64;
+}
+std::int64_t round_offset(const Rounds& r, std::int64_t n, std::int64_t round) {
+  return balance_bytes(r.k) + round * kNoteBytes +
+         vectors_of(n) * (r.first_step(round) * kParts * kTileBytes + round * 64);
+}
+
+// `inverse_balance`: factor of each row of B, or null.
+// Columns [begin, end), begin a multiple of 16. Returns whether there are misfits.
+std::int32_t pack_columns_of_round(bool trans_b, std::int64_t begin, std::int64_t end,
+                                   std::int64_t depth, const float* b, std::int64_t ldb,
+                                   const float* inverse_balance, char* out) {
+  const std::int64_t steps = steps_of(depth);
+  std::int32_t misfits = 0;
+  char* vector = out + kNoteBytes + begin / kTile * vector_bytes(steps);
+  for (std::int64_t j = begin; j < end; j += kTile) {
+    const std::int64_t count = end - j < kTile ? end - j : kTile;
+    const float* source = b + (trans_b ? j * ldb : j);
+    auto* inverses = reinterpret_cast<float*>(vector + steps * kParts * kTileBytes);
+    const Scales scales =
+        scales_of(Side::kColumnsOfB, trans_b, source, ldb, count, depth, inverse_balance, inverses);
+    for (std::int64_t i = 0; i < count; ++i) misfits |= misfit(inverses[i]) ? 1 : 0;
+    for (std::int64_t s = 0; s < steps; ++s) {
+      const std::int64_t k = s * kDepth;
+      pack_tile(trans_b, true, source + (trans_b ? k : k * ldb), ldb, count, depth - k, scales,
+                inverse_balance == nullptr ? nullptr : inverse_balance + k,
+                vector + s * kParts * kTileBytes, kTileBytes);
+    }
+    vector += vector_bytes(steps);
+  }
+  return misfits;
+}
+
+// The power of two at or below x, and its inverse, within what is safe to multiply by. 0 for 0, so
+// that what meets only zeros does not count; 1 for infinity and NaN.
+void power_of_two(float x, float* power, float* inverse) {
+  *power = *inverse = x == 0.0f ? 0.0f : 1.0f;
+  if (x == 0.0f || !(x <= 3.4028234e38f)) return;
+  constexpr float kSmallest = 1.1754944e-38f, kMost = 1e30f;
+  x = x < kSmallest ? kSmallest : x > kMost ? kMost : x;
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &x, sizeof bits);
+  *power = as_float(bits & 0x7f800000u);
+  *inverse = 1.0f / *power;
+}
 
 }  // namespace
 
-std::size_t amx_packed_b_bytes(std::int64_t n, std::int64_t k) {
-  return kPackedHeader + Cut(n, k).bytes();
+bool fixed_gemm_pays(std::int64_t m, std::int64_t n, std::int64_t k) {
+  return has_amx() && m >= 32 && n >= 32 && k >= 64 && m * n * k >= (std::int64_t{1} << 20);
 }
 
-void amx_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b, std::int64_t ldb,
-                void* packed) {
-  const Cut cut(n, k);
-  auto* out = static_cast<char*>(packed) + kPackedHeader;
-  std::uint32_t largest = 0;
-  for (std::int64_t j0 = 0; j0 < n; j0 += cut.range) {
-    for (std::int64_t round = 0; round < cut.rounds; ++round) {
-      const std::int64_t k0 = cut.first_step(round) * kDepth;
-      const std::uint32_t here =
-          pack(trans_b, true, b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0), ldb, cut.columns(j0),
-               cut.depth(round), out + cut.offset(j0, round));
-      largest = here > largest ? here : largest;
-    }
-  }
-  *static_cast<std::uint32_t*>(packed) = largest;
+bool fixed_gemm_pays_packed(std::int64_t n, std::int64_t k) {
+  return has_amx() && n >= 48 && k >= 48;
 }
 
-void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
-              const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
-              float* c, std::int64_t ldc, const void* packed_b) {
-  thread_local Buffers buffers;
-  static const TileConfig config;
-  const Cut cut(n, k);
-  if (beta != 0.0f && beta != 1.0f) scale(beta, m, n, c, ldc);
-  _tile_loadconfig(&config);
-  for (std::int64_t j0 = 0; j0 < n; j0 += cut.range) {
-    const std::int64_t columns = cut.columns(j0);
-    for (std::int64_t round = 0; round < cut.rounds; ++round) {
-      const std::int64_t k0 = cut.first_step(round) * kDepth;
-      const std::int64_t depth = cut.depth(round);
-      const std::int64_t steps = (depth + kDepth - 1) / kDepth;
-      const float* b_piece = b + (trans_b ? j0 * ldb + k0 : k0 * ldb + j0);
-      const char* b_panels = buffers.b;
-      std::uint32_t largest_b = 0;
-      if (packed_b != nullptr) {
-        b_panels = static_cast<const char*>(packed_b) + kPackedHeader + cut.offset(j0, round);
-        largest_b = *static_cast<const std::uint32_t*>(packed_b);
-      } else {
-        largest_b = pack(trans_b, true, b_piece, ldb, columns, depth, buffers.b);
-      }
-      for (std::int64_t i0 = 0; i0 < m; i0 += kMaxRows) {
-        const std::int64_t rows = m - i0 < kMaxRows ? m - i0 : kMaxRows;
-        const float* a_piece = a + (trans_a ? k0 * lda + i0 : i0 * lda + k0);
-        const bool fresh = round == 0 && beta == 0.0f;
-        std::uint32_t largest[kMaxRows];
-        const std::uint32_t largest_a =
-            pack(!trans_a, false, a_piece, lda, rows, depth, buffers.a, largest);
-        if (packed_b == nullptr) {
-          if (!fit(largest_a, largest_b)) {
-            blas_gemm(trans_a, trans_b, rows, columns, depth, a_piece, lda, b_piece, ldb,
-                      fresh ? 0.0f : 1.0f, c + i0 * ldc + j0, ldc);
-            continue;
-          }
-        }
-        // With a packed B each row goes its own way, whatever its neighbours hold.
-        std::int64_t misfits = 0;
-        if (packed_b != nullptr) {
-          for (std::int64_t i = 0; i < rows; ++i) {
-            if (fit(largest[i], largest_b)) continue;
-            clear_row(buffers.a, i, steps);
-            ++misfits;
-          }
-        }
-        const auto misfit_rows = [&] {
-          for (std::int64_t i = 0; i < rows && misfits > 0; ++i) {
-            if (fit(largest[i], largest_b)) continue;
-            gemm_kernels().f32(false, trans_b, 1, columns, depth, a_piece + i * lda, lda, b_piece,
-                               ldb, fresh ? 0.0f : 1.0f, c + (i0 + i) * ldc + j0, ldc);
-          }
-        };
-        if (misfits == rows) {
-          misfit_rows();
-          continue;
-        }
-        const auto panel = static_cast<std::size_t>(steps) * kPanelStep;
-        for (std::int64_t j = 0; j < columns; j += kBlock) {
-          const char* b_panel = b_panels + static_cast<std::size_t>(j / kBlock) * panel;
-          for (std::int64_t i = 0; i < rows; i += kBlock) {
-            const char* a_panel = buffers.a + static_cast<std::size_t>(i / kBlock) * panel;
-            float* out = c + (i0 + i) * ldc + j0 + j;
-            const std::int64_t h = rows - i, w = columns - j;
-            if (h >= kBlock && w >= kBlock) {
-              block(a_panel, b_panel, steps, fresh, out, ldc);
-              continue;
-            }
-            // An edge: a whole block aside, in the same order of sums.
-            alignas(64) float edge[kBlock * kBlock] = {};
-            const std::int64_t height = h < kBlock ? h : kBlock, width = w < kBlock ? w : kBlock;
-            if (!fresh) copy_block(out, ldc, edge, kBlock, height, width);
-            block(a_panel, b_panel, steps, fresh, edge, kBlock);
-            copy_block(edge, kBlock, out, ldc, height, width);
-          }
-        }
-        misfit_rows();
-      }
+std::size_t fixed_gemm_packed_b_bytes(std::int64_t n, std::int64_t k) {
+  const Rounds r(k);
+  return static_cast<std::size_t>(round_offset(r, n, r.count));
+}
+
+namespace {
+
+template <class F>
+void for_each_share(bool many, std::int64_t n, const F& run) {
+  const auto call = [](void* user, std::int64_t i) { (*static_cast<const F*>(user))(i); };
+  void* user = const_cast<void*>(static_cast<const void*>(&run));
+  if (many) {
+    parallel_for(n, call, user);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) call(user, i);
+  }
+}
+
+// Magnitudes by which rows [begin, end) of B count.
+void balance_of(bool trans_b, std::int64_t n, std::int64_t begin, std::int64_t end, const float* b,
+                std::int64_t ldb, float* balance, float* inverse) {
+  if (trans_b) {
+    for (std::int64_t p = begin; p < end; p += kTile) {
+      largest_of_columns(b + p, ldb, first(end - p), n, nullptr, inverse + p);
+    }
+  } else {
+    for (std::int64_t p = begin; p < end; ++p) inverse[p] = largest_of(b + p * ldb, n);
+  }
+  for (std::int64_t p = begin; p < end; ++p) power_of_two(inverse[p], balance + p, inverse + p);
+}
+
+}  // namespace
+
+void fixed_gemm_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b,
+                       std::int64_t ldb, void* packed) {
+  constexpr std::int64_t kShareColumns = 8 * kTile;
+  const bool many = n * k >= (std::int64_t{1} << 16);
+  const Rounds r(k);
+  auto* balance = static_cast<float*>(packed);
+  thread_local Room room;
+  auto* inverse = reinterpret_cast<float*>(room.take(static_cast<std::size_t>(balance_bytes(k))));
+  for_each_share(many, r.steps, [&](std::int64_t step) {
+    const std::int64_t begin = step * kDepth;
+    balance_of(trans_b, n, begin, begin + kDepth < k ? begin + kDepth : k, b, ldb, balance,
+               inverse);
+  });
+  for (std::int64_t round = 0; round < r.count; ++round) {
+    const std::int64_t k0 = r.first_step(round) * kDepth;
+    char* out = static_cast<char*>(packed) + round_offset(r, n, round);
+    std::atomic<std::int32_t> misfits{0};
+    for_each_share(many, (n + kShareColumns - 1) / kShareColumns, [&](std::int64_t share) {
+      const std::int64_t begin = share * kShareColumns;
+      misfits.fetch_or(pack_columns_of_round(
+          trans_b, begin, begin + kShareColumns < n ? begin + kShareColumns : n, r.depth(round),
+          b + (trans_b ? k0 : k0 * ldb), ldb, inverse + k0, out));
+    });
+    const std::int32_t all = misfits.load();
+    std::memcpy(out, &all, sizeof all);
+  }
+}
+
+namespace {
+
+/// Rows that will be packed soon. Packing leaves memory idle while tiles are multiplied, and the
+/// processor's own prefetching starts anew with each row.
+class Upcoming {
+ public:
+  Upcoming() = default;
+  Upcoming(const float* rows, std::int64_t ld, std::int64_t count, std::int64_t columns)
+      : rows_(rows), ld_(ld), count_(count), columns_(columns) {}
+  /// Share `share` of `shares` equal ones.
+  void fetch(std::int64_t share, std::int64_t shares) const {
+    const std::int64_t end = count_ * (share + 1) / shares;
+    for (std::int64_t i = count_ * share / shares; i < end; ++i) {
+      const float* row = rows_ + i * ld_;
+      for (std::int64_t j = 0; j < columns_; j += 16) _mm_prefetch(row + j, _MM_HINT_T1);
     }
   }
-  _tile_release();
+
+ private:
+  const float* rows_ = nullptr;
+  std::int64_t ld_ = 0, count_ = 0, columns_ = 0;
+};
+
+}  // namespace
+
+void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
+                float* c, std::int64_t ldc, const void* packed_b) {
+  if (packed_b == nullptr && n > kMostColumns) {
+    for (std::int64_t j = 0; j < n; j += kMostColumns) {
+      fixed_gemm(trans_a, trans_b, m, n - j < kMostColumns ? n - j : kMostColumns, k, a, lda,
+                 b + (trans_b ? j * ldb : j), ldb, beta, c + j, ldc);
+    }
+    return;
+  }
+  thread_local Room room;
+  const Rounds r(k);
+  constexpr std::int64_t kABytes = kRoundSteps * kParts * 2 * kTileBytes;
+  const std::int64_t b_bytes = packed_b == nullptr ? round_bytes(n, kRoundSteps) : 0;
+  char* const a_panel = room.take(static_cast<std::size_t>(kABytes + b_bytes));
+  alignas(64) std::int32_t sums[6 * 256];
+  for (std::int64_t round = 0; round < r.count; ++round) {
+    const std::int64_t k0 = r.first_step(round) * kDepth;
+    const std::int64_t depth = r.depth(round), steps = r.round_steps(round);
+    const float* b_piece = b + (trans_b ? k0 : k0 * ldb);
+    const char* b_panel = a_panel + kABytes;
+    if (packed_b == nullptr) {
+      const std::int32_t misfits =
+          pack_columns_of_round(trans_b, 0, n, depth, b_piece, ldb, nullptr, a_panel + kABytes);
+      std::memcpy(a_panel + kABytes, &misfits, sizeof misfits);
+    } else {
+      b_panel = static_cast<const char*>(packed_b) + round_offset(r, n, round);
+    }
+    const float* balance = packed_b == nullptr ? nullptr : static_cast<const float*>(packed_b) + k0;
+    std::int32_t b_misfits = 0;
+    std::memcpy(&b_misfits, b_panel, sizeof b_misfits);
+    const bool fresh = round == 0 && beta == 0.0f;
+    Upcoming next_b;
+    if (packed_b == nullptr && !trans_b && round + 1 < r.count) {
+      next_b = Upcoming(b_piece + depth * ldb, ldb, r.depth(round + 1), n);
+    }
+    configure();
+    for (std::int64_t i0 = 0; i0 < m; i0 += kBlockRows) {
+      const std::int64_t rows = m - i0 < kBlockRows ? m - i0 : kBlockRows;
+      const float* a_piece = a + (trans_a ? k0 * lda + i0 : i0 * lda + k0);
+      float inverses[kBlockRows];
+      Scales scales[2];
+      std::int64_t misfits = 0;
+      for (std::int64_t half = 0; half < 2; ++half) {
+        const std::int64_t left = rows - half * kTile;
+        const std::int64_t count = left < 0 ? 0 : left < kTile ? left : kTile;
+        const float* source = a_piece + half * kTile * (trans_a ? 1 : lda);
+        scales[half] = scales_of(Side::kRowsOfA, !trans_a, source, lda, count, depth, balance,
+                                 inverses + half * kTile);
+        for (std::int64_t i = 0; i < count; ++i) misfits += misfit(inverses[half * kTile + i]);
+        for (std::int64_t s = 0; s < steps; ++s) {
+          const std::int64_t p = s * kDepth;
+          pack_tile(!trans_a, false, source + (trans_a ? p * lda : p), lda, count, depth - p,
+                    scales[half], balance == nullptr ? nullptr : balance + p,
+                    a_panel + (s * kParts * 2 + half) * kTileBytes, 2 * kTileBytes);
+        }
+      }
+      const auto slowly = [&](std::int64_t row, std::int64_t count) {
+        gemm_kernels().f32(trans_a, trans_b, count, n, depth, a_piece + row * (trans_a ? 1 : lda),
+                           lda, b_piece, ldb, fresh ? 0.0f : 1.0f, c + (i0 + row) * ldc, ldc);
+      };
+      if (b_misfits != 0) {
+        for (std::int64_t i = 0; i < rows; ++i) slowly(i, 1);
+        continue;
+      }
+      Upcoming next_a;
+      if (!trans_a && i0 + kBlockRows < m) {
+        next_a =
+            Upcoming(a_piece + kBlockRows * lda, lda,
+                     m - i0 - kBlockRows < kBlockRows ? m - i0 - kBlockRows : kBlockRows, depth);
+      }
+      Upcoming next_c;
+      if (i0 + kBlockRows < m) {
+        next_c = Upcoming(c + (i0 + kBlockRows) * ldc, ldc,
+                          m - i0 - kBlockRows < kBlockRows ? m - i0 - kBlockRows : kBlockRows, n);
+      }
+      const char* vector = b_panel + kNoteBytes;
+      for (std::int64_t j = 0; j < n; j += kTile) {
+        next_a.fetch(j / kTile, vectors_of(n));
+        next_c.fetch(j / kTile, vectors_of(n));
+        next_b.fetch(i0 / kBlockRows * vectors_of(n) + j / kTile,
+                     (m + kBlockRows - 1) / kBlockRows * vectors_of(n));
+        two_halves(a_panel, vector, steps, sums);
+        const __m512 columns =
+            column_scales(reinterpret_cast<const float*>(vector + steps * kParts * kTileBytes));
+        const __mmask16 mask = first(n - j);
+        for (std::int64_t i = 0; i < rows; ++i) {
+          if (misfits != 0 && misfit(inverses[i])) continue;
+          float* out = c + (i0 + i) * ldc + j;
+          __m512 v = combine(sums + i / kTile * 256 + i % kTile * 16, 512, inverses[i],
+                             scales[i / kTile].boosts[i % kTile], columns);
+          if (!fresh) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, out));
+          _mm512_mask_storeu_ps(out, mask, v);
+        }
+        vector += vector_bytes(steps);
+      }
+      for (std::int64_t i = 0; i < rows && misfits > 0; ++i) {
+        if (misfit(inverses[i])) slowly(i, 1);
+      }
+    }
+    _tile_release();
+  }
 }
 
 }  // namespace penstock::cpu
@@ -448,13 +785,21 @@ void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::i
 
 namespace penstock::cpu {
 
-bool has_amx() { return false; }
-bool amx_pays(std::int64_t, std::int64_t, std::int64_t) { return false; }
-bool amx_pays_packed(std::int64_t, std::int64_t) { return false; }
-void amx_gemm(bool, bool, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
-              const float*, std::int64_t, float, float*, std::int64_t, const void*) {}
-std::size_t amx_packed_b_bytes(std::int64_t, std::int64_t) { return 0; }
-void amx_pack_b(bool, std::int64_t, std::int64_t, const float*, std::int64_t, void*) {}
+bool fixed_pays(std::int64_t, std::int64_t) { return false; }
+std::size_t fixed_vector_bytes(std::int64_t) { return 0; }
+void fixed_pack(const float*, std::int64_t, std::int64_t, int, std::int64_t, void*) {}
+const void* fixed_begin(const float* const*, std::int64_t, std::int64_t, std::int64_t,
+                        std::int64_t) {
+  return nullptr;
+}
+void fixed_multiply(const void*, std::int64_t, std::int64_t, const void*, int, float*) {}
+void fixed_end() {}
+bool fixed_gemm_pays(std::int64_t, std::int64_t, std::int64_t) { return false; }
+bool fixed_gemm_pays_packed(std::int64_t, std::int64_t) { return false; }
+void fixed_gemm(bool, bool, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
+                const float*, std::int64_t, float, float*, std::int64_t, const void*) {}
+std::size_t fixed_gemm_packed_b_bytes(std::int64_t, std::int64_t) { return 0; }
+void fixed_gemm_pack_b(bool, std::int64_t, std::int64_t, const float*, std::int64_t, void*) {}
 
 }  // namespace penstock::cpu
 

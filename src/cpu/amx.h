@@ -1,4 +1,13 @@
-// Float32 matrix products on Intel's matrix unit (AMX), which multiplies bfloat16.
+// Float32 matrix products in fixed point on Intel's matrix unit (AMX with int8).
+//
+// Each row of A and each column of B is scaled so that its largest magnitude becomes about 2^23,
+// and rounded to integers of three signed bytes, x = x0 2^16 + x1 2^8 + x2. A product sums xi yj
+// over i + j <= 2 exactly in 32-bit integers. So a result is off by at most about 2^-23 of (largest
+// of the row of A) * (sum of magnitudes of the column of B): no more than a float32 sum over terms
+// of that size may be, but small terms beside large ones count for less. That suits states and
+// gradients; for inputs, whose features may have any scales, the rows of a packed B are balanced.
+// The splitting follows Ootomo, Ozaki and Yokota, "DGEMM on integer matrix multiplication unit"
+// (IJHPCA 2024).
 #pragma once
 
 #include <cstddef>
@@ -6,32 +15,51 @@
 
 namespace penstock::cpu {
 
-/// Whether this build, this processor and this kernel have AMX with bfloat16 and int8, and
-/// PENSTOCK_ISA does not cap it.
-bool has_amx();
+/// Columns of B that are packed together.
+constexpr int kFixedColumns = 16;
+/// Rows of A that fixed_multiply takes.
+constexpr std::int64_t kFixedRows = 32;
 
-/// Whether a product of this size runs faster there than in the BLAS.
-bool amx_pays(std::int64_t m, std::int64_t n, std::int64_t k);
+// ---- a few rows with the same B over and over -------------------------------------------------
+
+/// Whether this processor has what these products need and they pay for a B of this size.
+bool fixed_pays(std::int64_t columns, std::int64_t k);
+
+/// Bytes of one vector of packed columns.
+std::size_t fixed_vector_bytes(std::int64_t k);
+/// Pack up to kFixedColumns columns, `k` long; elements k_stride apart, columns column_stride
+/// apart; one of the two is 1. `packed` is aligned to 64 bytes. Columns of tiny numbers alone are
+/// rounded to multiples of 1e-37; columns with infinities or NaN give NaN.
+void fixed_pack(const float* source, std::int64_t k_stride, std::int64_t column_stride, int count,
+                std::int64_t k, void* packed);
+
+/// Rows in fixed point, kept until the thread's next call. Row i's elements are k1 from rows[i] on
+/// and, `gap` further on, k2 more; count <= kFixedRows. Ends with fixed_end.
+const void* fixed_begin(const float* const* rows, std::int64_t count, std::int64_t k1,
+                        std::int64_t gap, std::int64_t k2);
+/// out[row][vector][kFixedColumns] = rows · `vectors` neighbouring packed vectors.
+void fixed_multiply(const void* rows, std::int64_t count, std::int64_t k, const void* packed,
+                    int vectors, float* out);
+void fixed_end();
+
+// ---- whole products ---------------------------------------------------------------------------
+
+/// Whether a product of this size runs faster here than elsewhere.
+bool fixed_gemm_pays(std::int64_t m, std::int64_t n, std::int64_t k);
 /// The same of products with a packed B, however many rows they have.
-bool amx_pays_packed(std::int64_t n, std::int64_t k);
+bool fixed_gemm_pays_packed(std::int64_t n, std::int64_t k);
 
-/// Row-major C = op(A) op(B) + beta C. Blocks in which an operand holds an infinity, a NaN or a
-/// number too large for bfloat16, or in which all products are tiny, go to the BLAS; with a packed
-/// B, single rows go to the library's own loops instead.
-///
-/// Each operand is the sum of three bfloat16 numbers to 24 bits, a = a1 + a2 + a3, and
-/// a b = a1 b1 + (a1 b2 + a2 b1) + (a2 b2 + a1 b3 + a3 b1) up to terms of 2^-26 of it; sums are
-/// float32. Errors are those of a float32 product (Henry, Tang and Heinecke, "Leveraging the
-/// bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations", ARITH 2019).
-/// `packed_b`: op(B) as amx_pack_b left it, or null; then A must not be transposed.
-void amx_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
-              const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
-              float* c, std::int64_t ldc, const void* packed_b = nullptr);
+/// Row-major C = op(A) op(B) + beta C, beta 0 or 1. Rows of A with infinities or NaN go to the
+/// library's own loops; all rows do if B has such columns, or columns of nothing but tiny numbers.
+/// `packed_b`: op(B) as fixed_gemm_pack_b left it, or null; then A must not be transposed, and a
+/// row's result does not depend on other rows.
+void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
+                float* c, std::int64_t ldc, const void* packed_b = nullptr);
 
-/// Bytes of op(B) (k, n), split and in the order in which products read it.
-std::size_t amx_packed_b_bytes(std::int64_t n, std::int64_t k);
+std::size_t fixed_gemm_packed_b_bytes(std::int64_t n, std::int64_t k);
 /// `packed` must be aligned to 64 bytes.
-void amx_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b, std::int64_t ldb,
-                void* packed);
+void fixed_gemm_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float* b,
+                       std::int64_t ldb, void* packed);
 
 }  // namespace penstock::cpu

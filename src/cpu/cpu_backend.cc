@@ -6,7 +6,6 @@
 
 #include "core/backend.h"
 #include "cpu/amx.h"
-#include "cpu/amx_fixed.h"
 #include "cpu/blas.h"
 #include "cpu/cells.h"
 #include "cpu/gemm.h"
@@ -34,41 +33,30 @@ void own_gemm(const GemmArgs& g, const double* a, const double* b, double beta, 
   gemm_kernels().f64(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
 }
 
-void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
-                const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
-                float* c, std::int64_t ldc, bool scaled) {
-  if (scaled && (beta == 0.0f || beta == 1.0f) && fixed_gemm_pays(m, n, k)) {
-    fixed_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
-  } else if (has_amx() && amx_pays(m, n, k)) {
-    amx_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+// Sums over time, of which large terms decide, may go to the matrix unit as they are; other
+// products do with a packed B, whose rows are balanced.
+void large_gemm(const GemmArgs& g, const float* a, const float* b, float beta, float* c) {
+  if (g.trans_a && (beta == 0.0f || beta == 1.0f) && fixed_gemm_pays(g.m, g.n, g.k)) {
+    fixed_gemm(true, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
   } else {
-    blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+    blas_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
   }
 }
-void large_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
-                const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
-                double* c, std::int64_t ldc, bool) {
-  blas_gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+void large_gemm(const GemmArgs& g, const double* a, const double* b, double beta, double* c) {
+  blas_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc);
 }
 
 // Which form a packed B has, by its own size alone, so that a row's result does not depend on how
 // many rows a product has.
-bool packed_for_amx(DataType dtype, std::int64_t n, std::int64_t k) {
-  return dtype == DataType::kFloat32 && has_amx() && amx_pays_packed(n, k);
-}
-bool packed_for_fixed(DataType dtype, std::int64_t n, std::int64_t k, bool scaled) {
-  return scaled && dtype == DataType::kFloat32 && fixed_gemm_pays_packed(n, k);
+bool packed_for_fixed(DataType dtype, std::int64_t n, std::int64_t k) {
+  return dtype == DataType::kFloat32 && fixed_gemm_pays_packed(n, k);
 }
 
 void packed_gemm(const GemmArgs& g) {
-  if (packed_for_fixed(g.dtype, g.n, g.k, g.scaled)) {
+  if (packed_for_fixed(g.dtype, g.n, g.k)) {
     fixed_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, static_cast<const float*>(g.a), g.lda,
                static_cast<const float*>(g.b), g.ldb, static_cast<float>(g.beta),
                static_cast<float*>(g.c), g.ldc, g.packed_b);
-  } else if (packed_for_amx(g.dtype, g.n, g.k)) {
-    amx_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, static_cast<const float*>(g.a), g.lda,
-             static_cast<const float*>(g.b), g.ldb, static_cast<float>(g.beta),
-             static_cast<float*>(g.c), g.ldc, g.packed_b);
   } else if (g.dtype == DataType::kFloat64) {
     panel_kernels().f64(g.m, g.n, g.k, static_cast<const double*>(g.a), g.lda,
                         static_cast<const double*>(g.packed_b), g.beta, static_cast<double*>(g.c),
@@ -93,7 +81,7 @@ void gemm_as(const GemmArgs& g) {
     if (outer || few_rows) {
       own_gemm(g, a, b, beta, c);
     } else {
-      large_gemm(g.trans_a, g.trans_b, g.m, g.n, g.k, a, g.lda, b, g.ldb, beta, c, g.ldc, g.scaled);
+      large_gemm(g, a, b, beta, c);
     }
     a += g.stride_a;
     b += g.stride_b;
@@ -112,9 +100,8 @@ void gemm(const Context&, const GemmArgs& g) {
   }
 }
 
-std::size_t packed_b_bytes(DataType dtype, std::int64_t n, std::int64_t k, bool scaled) {
-  if (packed_for_fixed(dtype, n, k, scaled)) return fixed_gemm_packed_b_bytes(n, k);
-  if (packed_for_amx(dtype, n, k)) return amx_packed_b_bytes(n, k);
+std::size_t packed_b_bytes(DataType dtype, std::int64_t n, std::int64_t k) {
+  if (packed_for_fixed(dtype, n, k)) return fixed_gemm_packed_b_bytes(n, k);
   if (dtype == DataType::kFloat64) {
     return static_cast<std::size_t>(panel_kernels().size_f64(n, k)) * sizeof(double);
   }
@@ -122,10 +109,8 @@ std::size_t packed_b_bytes(DataType dtype, std::int64_t n, std::int64_t k, bool 
 }
 
 void pack_b(const Context&, const GemmArgs& g, void* packed) {
-  if (packed_for_fixed(g.dtype, g.n, g.k, g.scaled)) {
+  if (packed_for_fixed(g.dtype, g.n, g.k)) {
     fixed_gemm_pack_b(g.trans_b, g.n, g.k, static_cast<const float*>(g.b), g.ldb, packed);
-  } else if (packed_for_amx(g.dtype, g.n, g.k)) {
-    amx_pack_b(g.trans_b, g.n, g.k, static_cast<const float*>(g.b), g.ldb, packed);
   } else if (g.dtype == DataType::kFloat64) {
     panel_kernels().pack_f64(g.trans_b, g.n, g.k, static_cast<const double*>(g.b), g.ldb,
                              static_cast<double*>(packed));

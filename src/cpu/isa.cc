@@ -3,7 +3,11 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/amx.h"
+#if defined(PENSTOCK_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace penstock::cpu {
 namespace {
@@ -30,11 +34,35 @@ Isa detect() {
 #endif
 }
 
+bool detect_amx() {
+#if defined(PENSTOCK_AMX)
+  if (isa() != Isa::kAvx512) return false;
+  if (const char* cap = std::getenv("PENSTOCK_ISA");
+      cap != nullptr && std::strcmp(cap, "avx512") == 0) {
+    return false;
+  }
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
+  if ((d & kAmxTile) == 0 || (d & kAmxInt8) == 0) return false;
+  // The kernel hands the tile registers out on request, to the whole process.
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 Isa isa() {
   static const Isa chosen = detect();
   return chosen;
+}
+
+bool has_amx() {
+  static const bool has = detect_amx();
+  return has;
 }
 
 const char* isa_name() {

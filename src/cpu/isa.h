@@ -10,7 +10,10 @@ enum class Isa { kBase, kAvx2, kAvx512 };
 /// The best instruction set that this build and this processor have; PENSTOCK_ISA=base|avx2|avx512
 /// caps it.
 Isa isa();
-/// "avx512", "avx2", "neon" (base on AArch64) or "base".
+/// Whether this build, this processor and this kernel have AMX, Intel's matrix unit, with int8, and
+/// PENSTOCK_ISA does not cap it.
+bool has_amx();
+/// "avx512+amx", "avx512", "avx2", "neon" (base on AArch64) or "base".
 const char* isa_name();
 
 /// Pick this processor's entry of a table with one pointer per instruction set. On processors

@@ -331,7 +331,7 @@ class LargeProduct {
     return sums;
   }
 
-  std::vector<float> run(double beta, bool packed, bool scaled = false) const {
+  std::vector<float> run(double beta, bool packed) const {
     const Context ctx = Context::cpu();
     const Backend& backend = ctx.backend();
     std::vector<float> out = c;
@@ -346,9 +346,8 @@ class LargeProduct {
     g.beta = beta;
     g.c = out.data();
     g.ldc = n_;
-    g.scaled = scaled;
     const std::size_t bytes =
-        backend.packed_b_bytes == nullptr ? 0 : backend.packed_b_bytes(g.dtype, n_, k_, g.scaled);
+        backend.packed_b_bytes == nullptr ? 0 : backend.packed_b_bytes(g.dtype, n_, k_);
     const Array form = Array::bytes(bytes);
     if (packed && bytes > 0) {
       backend.pack_b(ctx, g, form.view().data);
@@ -359,9 +358,9 @@ class LargeProduct {
   }
 
   /// Largest error over the largest element.
-  double error(double beta, bool packed, bool scaled = false) const {
+  double error(double beta, bool packed) const {
     const auto want = expected(beta);
-    const auto got = run(beta, packed, scaled);
+    const auto got = run(beta, packed);
     double worst = 0.0, largest = 0.0;
     for (std::size_t i = 0; i < want.size(); ++i) {
       worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want[i]));
@@ -423,7 +422,7 @@ TEST(LargeProducts, KeepInfinityAndNaNInTheirRowsAndColumns) {
 template <class T>
 class PackedProduct {
  public:
-  PackedProduct(bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k, bool scaled)
+  PackedProduct(bool trans_b, std::int64_t m, std::int64_t n, std::int64_t k)
       : m_(m), n_(n), k_(k) {
     Numbers numbers(static_cast<std::uint64_t>(m + 3 * n + 7 * k));
     const auto narrow = [](const std::vector<double>& v) {
@@ -438,7 +437,6 @@ class PackedProduct {
     args_.lda = lda();
     args_.ldb = trans_b ? std::max<std::int64_t>(1, k) : n;
     args_.ldc = ldc();
-    args_.scaled = scaled;
   }
 
   T& b_at(std::int64_t p, std::int64_t j) { return b[at(args_.trans_b ? j * k_ + p : p * n_ + j)]; }
@@ -447,7 +445,7 @@ class PackedProduct {
   std::vector<T> run(double beta, std::int64_t begin, std::int64_t rows) const {
     const Context ctx = Context::cpu();
     const Backend& backend = ctx.backend();
-    const Array form = Array::bytes(backend.packed_b_bytes(args_.dtype, n_, k_, args_.scaled));
+    const Array form = Array::bytes(backend.packed_b_bytes(args_.dtype, n_, k_));
     std::vector<T> out = c;
     GemmArgs g = args_;
     g.m = rows;
@@ -469,13 +467,14 @@ class PackedProduct {
   double error(const std::vector<T>& got, double beta, std::int64_t row) {
     // Magnitudes by which A's columns count.
     std::vector<double> weight(at(k_), 1.0);
-    for (std::int64_t p = 0; args_.scaled && p < k_; ++p) {
+    for (std::int64_t p = 0; p < k_; ++p) {
       double largest = 0.0;
       for (std::int64_t j = 0; j < n_; ++j) {
         largest = std::max(largest, std::abs(static_cast<double>(b_at(p, j))));
       }
       weight[at(p)] = largest;
     }
+    const bool in_fixed_point = sizeof(T) == 4 && config().cpu_isa.find("amx") != std::string::npos;
     double largest_a = 0.0, worst = 0.0;
     for (std::int64_t p = 0; p < k_; ++p) {
       const double left = a[at(row * lda() + p)];
@@ -490,7 +489,7 @@ class PackedProduct {
         terms += std::abs(left * right);
         if (right != 0.0) column += std::abs(right) / weight[at(p)];
       }
-      const double allowed = terms + (args_.scaled ? largest_a * column : 0.0);
+      const double allowed = terms + (in_fixed_point ? largest_a * column : 0.0);
       const double off = std::abs(static_cast<double>(got[at(row * ldc() + j)]) - sum);
       worst = std::isnan(off) ? INFINITY : std::max(worst, allowed > 0.0 ? off / allowed : off);
     }
@@ -518,7 +517,7 @@ class PackedProduct {
 // So many columns of B that they are taken in turns.
 TEST(LargeProducts, TakeManyColumns) {
   const LargeProduct product(true, false, 40, 4120, 70);
-  for (double beta : {0.0, 1.0}) EXPECT_LE(product.error(beta, false, true), 4e-6) << beta;
+  for (double beta : {0.0, 1.0}) EXPECT_LE(product.error(beta, false), 4e-6) << beta;
 }
 
 // Both sides of every boundary: vectors, panels, tiles of the matrix unit, its rounds of k.
@@ -527,16 +526,16 @@ constexpr std::int64_t kPackedSizes[][3] = {
     {50, 64, 16}, {5, 200, 321}, {64, 48, 320}, {100, 130, 700}, {2, 400, 64}};
 
 template <class T>
-void check_packed(bool scaled) {
+void check_packed() {
   for (const auto& s : kPackedSizes) {
     for (bool trans_b : {false, true}) {
-      PackedProduct<T> product(trans_b, s[0], s[1], s[2], scaled);
+      PackedProduct<T> product(trans_b, s[0], s[1], s[2]);
       for (double beta : {0.0, 1.0}) {
         const auto got = product.run(beta);
         for (std::int64_t i = 0; i < s[0]; ++i) {
           ASSERT_LE(product.error(got, beta, i), 8.0)
               << s[0] << ' ' << s[1] << ' ' << s[2] << " trans " << trans_b << " beta " << beta
-              << " scaled " << scaled << " row " << i;
+              << " row " << i;
         }
         EXPECT_TRUE(product.gaps_kept(got)) << s[0] << ' ' << s[1] << ' ' << s[2];
       }
@@ -545,109 +544,101 @@ void check_packed(bool scaled) {
 }
 
 TEST(PackedProducts, AgreeWithSumsInDouble) {
-  for (bool scaled : {false, true}) {
-    check_packed<float>(scaled);
-    check_packed<double>(scaled);
-  }
+  check_packed<float>();
+  check_packed<double>();
 }
 
 // Every row alone, and among others of which some are hopeless, bit for bit.
 TEST(PackedProducts, RowsAreIndependent) {
   for (const auto& s : kPackedSizes) {
-    for (bool scaled : {false, true}) {
-      const std::int64_t m = 100, n = s[1];
-      PackedProduct<float> product(true, m, n, s[2], scaled);
-      const auto all = product.run(1.0);
-      PackedProduct<float> broken = product;
-      for (std::int64_t i = 0; i < m; i += 3) {
-        for (std::int64_t p = 0; p < s[2]; ++p) {
-          broken.a[at(i * product.lda() + p)] = i % 2 == 0 ? NAN : 3e38f;
-        }
+    const std::int64_t m = 100, n = s[1];
+    PackedProduct<float> product(true, m, n, s[2]);
+    const auto all = product.run(1.0);
+    PackedProduct<float> broken = product;
+    for (std::int64_t i = 0; i < m; i += 3) {
+      for (std::int64_t p = 0; p < s[2]; ++p) {
+        broken.a[at(i * product.lda() + p)] = i % 2 == 0 ? NAN : 3e38f;
       }
-      const auto among = broken.run(1.0);
-      for (std::int64_t i = 0; i < m; ++i) {
-        const auto row = [&](const std::vector<float>& v) {
-          const auto begin = v.begin() + i * product.ldc();
-          return std::vector<float>(begin, begin + n);
-        };
-        if (i % 7 == 0) {
-          ASSERT_EQ(row(product.run(1.0, i, 1)), row(all)) << n << ' ' << s[2] << " row " << i;
-        }
-        if (i % 3 != 0) {
-          ASSERT_EQ(row(among), row(all)) << n << ' ' << s[2] << " row " << i;
-        }
+    }
+    const auto among = broken.run(1.0);
+    for (std::int64_t i = 0; i < m; ++i) {
+      const auto row = [&](const std::vector<float>& v) {
+        const auto begin = v.begin() + i * product.ldc();
+        return std::vector<float>(begin, begin + n);
+      };
+      if (i % 7 == 0) {
+        ASSERT_EQ(row(product.run(1.0, i, 1)), row(all)) << n << ' ' << s[2] << " row " << i;
+      }
+      if (i % 3 != 0) {
+        ASSERT_EQ(row(among), row(all)) << n << ' ' << s[2] << " row " << i;
       }
     }
   }
 }
 
 TEST(PackedProducts, TakeRowsOfAnyMagnitude) {
-  for (bool scaled : {false, true}) {
-    const std::int64_t m = 40, n = 130, k = 400;
-    PackedProduct<float> product(true, m, n, k, scaled);
-    const auto row = [&](std::int64_t i) { return product.a.data() + i * product.lda(); };
-    for (std::int64_t p = 0; p < k; ++p) {
-      row(3)[p] *= 1e-35f;
-      row(4)[p] *= 1e36f;
-      row(5)[p] = 0.0f;
-      row(6)[p] *= 1e-20f;
-      row(7)[p] *= p == 350 ? 1.0f : 1e-33f;  // tiny but in one of the rounds
-    }
-    row(20)[399] = NAN;
-    row(21)[0] = -INFINITY;
-    row(22)[7] = INFINITY, row(22)[390] = -INFINITY;
-    const auto got = product.run(0.0);
-    for (std::int64_t i = 0; i < m; ++i) {
-      const float* out = got.data() + i * product.ldc();
-      for (std::int64_t j = 0; j < n; ++j) {
-        if (i == 20 || i == 21 || i == 22) {
-          ASSERT_FALSE(std::isfinite(out[j])) << i << ' ' << j;
-          ASSERT_EQ(std::isinf(out[j]), i == 21 || (i == 22 && !std::isnan(out[j]))) << i;
-          if (i == 21) {
-            ASSERT_EQ(out[j] < 0, product.b_at(0, j) > 0) << j;
-          } else if (i == 22) {
-            const bool up = product.b_at(7, j) > 0, down = product.b_at(390, j) > 0;
-            ASSERT_EQ(std::isnan(out[j]), up == down) << j;
-          }
-        } else if (i == 5) {
-          ASSERT_EQ(out[j], 0.0f) << j;
+  const std::int64_t m = 40, n = 130, k = 400;
+  PackedProduct<float> product(true, m, n, k);
+  const auto row = [&](std::int64_t i) { return product.a.data() + i * product.lda(); };
+  for (std::int64_t p = 0; p < k; ++p) {
+    row(3)[p] *= 1e-35f;
+    row(4)[p] *= 1e36f;
+    row(5)[p] = 0.0f;
+    row(6)[p] *= 1e-20f;
+    row(7)[p] *= p == 350 ? 1.0f : 1e-33f;  // tiny but in one of the rounds
+  }
+  row(20)[399] = NAN;
+  row(21)[0] = -INFINITY;
+  row(22)[7] = INFINITY, row(22)[390] = -INFINITY;
+  const auto got = product.run(0.0);
+  for (std::int64_t i = 0; i < m; ++i) {
+    const float* out = got.data() + i * product.ldc();
+    for (std::int64_t j = 0; j < n; ++j) {
+      if (i == 20 || i == 21 || i == 22) {
+        ASSERT_FALSE(std::isfinite(out[j])) << i << ' ' << j;
+        ASSERT_EQ(std::isinf(out[j]), i == 21 || (i == 22 && !std::isnan(out[j]))) << i;
+        if (i == 21) {
+          ASSERT_EQ(out[j] < 0, product.b_at(0, j) > 0) << j;
+        } else if (i == 22) {
+          const bool up = product.b_at(7, j) > 0, down = product.b_at(390, j) > 0;
+          ASSERT_EQ(std::isnan(out[j]), up == down) << j;
         }
+      } else if (i == 5) {
+        ASSERT_EQ(out[j], 0.0f) << j;
       }
-      if (i >= 20 && i <= 22) continue;
-      EXPECT_LE(product.error(got, 0.0, i), 8.0) << i << " scaled " << scaled;
     }
+    if (i >= 20 && i <= 22) continue;
+    EXPECT_LE(product.error(got, 0.0, i), 8.0) << i;
   }
 }
 
 TEST(PackedProducts, TakeInfinityNaNAndTinyColumnsOfB) {
-  for (bool scaled : {false, true}) {
-    const std::int64_t m = 40, n = 130, k = 400;
-    PackedProduct<float> product(true, m, n, k, scaled);
-    for (std::int64_t p = 0; p < k; ++p) {
-      product.b_at(p, 5) *= 1e-36f;
-      product.b_at(p, 6) = 0.0f;
-    }
-    product.b_at(17, 50) = NAN;
-    product.b_at(390, 129) = INFINITY;
-    const auto got = product.run(0.0);
-    for (std::int64_t i = 0; i < m; ++i) {
-      for (std::int64_t j = 0; j < n; ++j) {
-        const float out = got[at(i * product.ldc() + j)];
-        ASSERT_EQ(std::isnan(out), j == 50) << i << ' ' << j;
-        ASSERT_EQ(std::isinf(out), j == 129) << i << ' ' << j;
-        if (j == 6) {
-          ASSERT_EQ(out, 0.0f);
-        }
-        if (j != 5) continue;
-        double sum = 0.0, terms = 0.0;
-        for (std::int64_t p = 0; p < k; ++p) {
-          const double term = static_cast<double>(product.a[at(i * product.lda() + p)]) *
-                              static_cast<double>(product.b_at(p, 5));
-          sum += term;
-          terms += std::abs(term);
-        }
-        ASSERT_NEAR(out, sum, 1e-5 * terms) << i;
+  const std::int64_t m = 40, n = 130, k = 400;
+  PackedProduct<float> product(true, m, n, k);
+  for (std::int64_t p = 0; p < k; ++p) {
+    product.b_at(p, 5) *= 1e-36f;
+    product.b_at(p, 6) = 0.0f;
+  }
+  product.b_at(17, 50) = NAN;
+  product.b_at(390, 129) = INFINITY;
+  const auto got = product.run(0.0);
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      const float out = got[at(i * product.ldc() + j)];
+      ASSERT_EQ(std::isnan(out), j == 50) << i << ' ' << j;
+      ASSERT_EQ(std::isinf(out), j == 129) << i << ' ' << j;
+      if (j == 6) {
+        ASSERT_EQ(out, 0.0f);
       }
+      if (j != 5) continue;
+      double sum = 0.0, terms = 0.0;
+      for (std::int64_t p = 0; p < k; ++p) {
+        const double term = static_cast<double>(product.a[at(i * product.lda() + p)]) *
+                            static_cast<double>(product.b_at(p, 5));
+        sum += term;
+        terms += std::abs(term);
+      }
+      ASSERT_NEAR(out, sum, 1e-5 * terms) << i;
     }
   }
 }
@@ -655,33 +646,31 @@ TEST(PackedProducts, TakeInfinityNaNAndTinyColumnsOfB) {
 // Features in units of their own, whose weights make up for it: all count alike, so none may lose
 // its precision beside the others.
 TEST(PackedProducts, KeepThePrecisionOfFeaturesOfAnyScale) {
-  for (bool scaled : {false, true}) {
-    const std::int64_t m = 40, n = 130, k = 400;
-    for (double span : {3.0, 6.0, 15.0}) {
-      PackedProduct<float> product(true, m, n, k, scaled);
-      Numbers numbers(15);
-      for (std::int64_t p = 0; p < k; ++p) {
-        const auto unit = static_cast<float>(std::pow(10.0, span * numbers.next()));
-        for (std::int64_t i = 0; i < m; ++i) product.a[at(i * product.lda() + p)] *= unit;
-        for (std::int64_t j = 0; j < n; ++j) product.b_at(p, j) /= unit;
-      }
-      const auto got = product.run(0.0);
-      for (std::int64_t i = 0; i < m; ++i) {
-        ASSERT_LE(product.error(got, 0.0, i), 8.0) << span << " scaled " << scaled;
-      }
-    }
-    // One feature's own part of the result, small as it is: the others' cancel.
-    PackedProduct<float> product(true, m, n, k, scaled);
-    for (std::int64_t p = 1; p < k; ++p) {
-      for (std::int64_t i = 0; i < m; ++i) product.a[at(i * product.lda() + p)] *= 1e6f;
-      for (std::int64_t j = 0; j < n; ++j) product.b_at(p, j) = 0.0f;
+  const std::int64_t m = 40, n = 130, k = 400;
+  for (double span : {3.0, 6.0, 15.0}) {
+    PackedProduct<float> product(true, m, n, k);
+    Numbers numbers(15);
+    for (std::int64_t p = 0; p < k; ++p) {
+      const auto unit = static_cast<float>(std::pow(10.0, span * numbers.next()));
+      for (std::int64_t i = 0; i < m; ++i) product.a[at(i * product.lda() + p)] *= unit;
+      for (std::int64_t j = 0; j < n; ++j) product.b_at(p, j) /= unit;
     }
     const auto got = product.run(0.0);
     for (std::int64_t i = 0; i < m; ++i) {
-      for (std::int64_t j = 0; j < n; ++j) {
-        const float want = product.a[at(i * product.lda())] * product.b_at(0, j);
-        ASSERT_NEAR(got[at(i * product.ldc() + j)], want, 1e-6) << scaled;
-      }
+      ASSERT_LE(product.error(got, 0.0, i), 8.0) << span;
+    }
+  }
+  // One feature's own part of the result, small as it is: the others' cancel.
+  PackedProduct<float> product(true, m, n, k);
+  for (std::int64_t p = 1; p < k; ++p) {
+    for (std::int64_t i = 0; i < m; ++i) product.a[at(i * product.lda() + p)] *= 1e6f;
+    for (std::int64_t j = 0; j < n; ++j) product.b_at(p, j) = 0.0f;
+  }
+  const auto got = product.run(0.0);
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      const float want = product.a[at(i * product.lda())] * product.b_at(0, j);
+      ASSERT_NEAR(got[at(i * product.ldc() + j)], want, 1e-6);
     }
   }
 }
