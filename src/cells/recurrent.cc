@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <string>
 
+#include "core/cell_table.h"
 #include "penstock/error.h"
 
 namespace penstock::recurrent {
@@ -59,7 +60,7 @@ class Run {
       : ctx_(ctx),
         backend_(ctx.backend()),
         level_(level),
-        kernels_(kernels_of(ctx, level.cell)),
+        kernels_(kernels_of<Kernels>(ctx, level.cell)),
         dims_(dims_of(ctx, level)),
         spec_(kernels_.spec(level.options)),
         plan_(kernels_.plan(dims_)),
@@ -124,6 +125,9 @@ class Run {
   std::size_t state_bytes() const {
     return static_cast<std::size_t>(dims_.cut.rows() * dims_.width()) * size_of(dims_.state);
   }
+  void initialise(const TensorView& from, void* state) const {
+    operands_.initialise(from, state, dims_.state, dims_.cut.rows() * dims_.width());
+  }
   /// Multiply-adds, as far as they decide; with few rows, it is the weights' way from memory.
   double work(std::int64_t rows, std::int64_t columns) const {
     constexpr std::int64_t kFewestRows = 8;
@@ -168,8 +172,10 @@ class Run {
       dims_.cut.lengths =
           static_cast<const std::int64_t*>(operands_.contiguous(level_.lengths, DataType::kInt64));
     }
-    // What stands at a padded step, NaN included, must not reach the products over time.
-    const bool sanitise = !forward && level_.lengths.given() && level_.cut.skip;
+    // What stands at a padded step, NaN included, must not reach the products over time;
+    // above the lowest level it is 0.
+    const bool sanitise =
+        !forward && level_.lengths.given() && level_.cut.skip && level_.cut.unit == 1;
     const void* x = operands_.contiguous(level_.x, dims_.compute, sanitise);
     if (sanitise && operands_.run() && level_.x.numel() != 0) {
       Padding padding;
@@ -369,14 +375,6 @@ class ForwardRun : public Run {
   }
 
  private:
-  void initialise(const TensorView& from, void* state) const {
-    if (from.given()) {
-      backend_.convert(ctx_, from, contiguous_like(from, state, dims_.state));
-    } else {
-      backend_.fill_zero(ctx_, state, state_bytes());
-    }
-  }
-
   void run_chunk(const Chunk& c, const Reserve& reserve) const {
     ForwardScan scan;
     fill(scan, c);
@@ -483,13 +481,6 @@ class BackwardRun : public Run {
   std::int64_t dgate_columns() const { return spec_.dgates * dims_.hidden; }
   void zero(void* place, const TensorView& like, std::size_t size) const {
     backend_.fill_zero(ctx_, place, static_cast<std::size_t>(like.numel()) * size);
-  }
-  void initialise(const TensorView& from, void* state) const {
-    if (from.given()) {
-      backend_.convert(ctx_, from, contiguous_like(from, state, dims_.state));
-    } else {
-      backend_.fill_zero(ctx_, state, state_bytes());
-    }
   }
   /// Blocks [begin, end) of a bias' gradient from the sums, block `from` on.
   void bias_gradient(const TensorView& bias, int begin, int end, int from) const {
@@ -672,17 +663,8 @@ class BackwardRun : public Run {
 
 }  // namespace
 
-const Kernels& kernels_of(const Context& ctx, const char* cell) {
-  const void* kernels = ctx.backend().cell_kernels(cell);
-  if (kernels == nullptr) {
-    throw Error(ErrorCode::kRuntime, std::string(cell) + ": the backend " + ctx.backend().name +
-                                         " does not have this cell");
-  }
-  return *static_cast<const Kernels*>(kernels);
-}
-
 std::size_t level_reserve_bytes(const Context& ctx, const Level& level) {
-  const Kernels& kernels = kernels_of(ctx, level.cell);
+  const Kernels& kernels = kernels_of<Kernels>(ctx, level.cell);
   return Reserve(ctx, level, dims_of(ctx, level), kernels.spec(level.options), nullptr).bytes;
 }
 std::size_t level_forward_workspace_bytes(const Context& ctx, const Level& level,

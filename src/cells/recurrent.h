@@ -38,8 +38,6 @@ struct LevelGradients {
   TensorView dbias_ih, dbias_hh, dh0, dc0;  // may be missing
 };
 
-const Kernels& kernels_of(const Context& ctx, const char* cell);
-
 std::size_t level_reserve_bytes(const Context& ctx, const Level& level);
 std::size_t level_forward_workspace_bytes(const Context& ctx, const Level& level,
                                           const LevelOutputs& out);

@@ -8,23 +8,13 @@
 #include "cells/sru_work.h"
 
 #include <algorithm>
-#include <string>
 
 #include "core/backend.h"
+#include "core/cell_table.h"
 #include "core/operands.h"
-#include "penstock/error.h"
 
 namespace penstock::sru {
 namespace {
-
-const Kernels& kernels_of(const Context& ctx) {
-  const void* kernels = ctx.backend().cell_kernels(kKernelsName);
-  if (kernels == nullptr) {
-    throw Error(ErrorCode::kRuntime,
-                std::string("sru: the backend ") + ctx.backend().name + " does not have this cell");
-  }
-  return *static_cast<const Kernels*>(kernels);
-}
 
 /// Where the parts of the reserve lie.
 struct Reserve {
@@ -64,7 +54,7 @@ class Run {
         in_(in),
         dims_(dims),
         cut_(cut),
-        kernels_(kernels_of(ctx)),
+        kernels_(kernels_of<Kernels>(ctx, kKernelsName)),
         plan_(kernels_.plan(dims)),
         operands_(ctx, workspace) {
     groups_per_dir_ = (dims_.hidden + plan_.channels - 1) / plan_.channels;
@@ -131,15 +121,6 @@ class Run {
   std::int64_t x_values() const { return dims_.rows() * dims_.input; }
   /// Offset of x's own first element among all rows'.
   std::int64_t x_begin() const { return cut_.shift * dims_.batch * dims_.input; }
-
-  /// dst = src, or zeros if src is not given.
-  void initialise(const TensorView& src, void* dst, DataType dtype, std::int64_t values) const {
-    if (src.given()) {
-      ctx_.backend().convert(ctx_, src, contiguous_like(src, dst, dtype));
-    } else {
-      ctx_.backend().fill_zero(ctx_, dst, static_cast<std::size_t>(values) * size_of(dtype));
-    }
-  }
 
   /// `forward`: for u = x · weight^T; otherwise for products over time and dx = du · weight.
   void prepare_inputs(bool forward) {
@@ -350,9 +331,9 @@ class ForwardRun : public Run {
   }
 
   void run(void* reserve) {
-    initialise(work_.c0, c_state_, dims_.state, dims_.states() * dims_.width());
+    operands_.initialise(work_.c0, c_state_, dims_.state, dims_.states() * dims_.width());
     if (work_.part_outputs) {
-      initialise(TensorView(), h_last_, dims_.compute, dims_.states() * dims_.width());
+      operands_.initialise(TensorView(), h_last_, dims_.compute, dims_.states() * dims_.width());
     }
     if (work_.need_grad) {
       const Reserve kept(ctx_, dims_, reserve);
@@ -456,9 +437,9 @@ class BackwardRun : public Run {
   void run(const void* reserve) {
     const Backend& backend = ctx_.backend();
     const std::int64_t states = dims_.states() * dims_.width();
-    initialise(work_.dc_last, dc_state_, dims_.state, states);
+    operands_.initialise(work_.dc_last, dc_state_, dims_.state, states);
     backend.fill_zero(ctx_, dparams_, dparams_bytes_);
-    if (dmask_ != nullptr) initialise(TensorView(), dmask_, dims_.state, states);
+    if (dmask_ != nullptr) operands_.initialise(TensorView(), dmask_, dims_.state, states);
     const Reserve kept(ctx_, dims_, const_cast<void*>(reserve));
     u_ = kept.u;
     c_ = kept.c;

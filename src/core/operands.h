@@ -56,6 +56,14 @@ class Operands {
     if (run_) backend_.convert(ctx_, v, contiguous_like(v, piece, dtype));
     return piece;
   }
+  /// place = v, or zeros where v is not given; `values` elements of `dtype`.
+  void initialise(const TensorView& v, void* place, DataType dtype, std::int64_t values) const {
+    if (v.given()) {
+      backend_.convert(ctx_, v, contiguous_like(v, place, dtype));
+    } else {
+      backend_.fill_zero(ctx_, place, static_cast<std::size_t>(values) * size_of(dtype));
+    }
+  }
   /// The output `v` itself if it is of `dtype`, else a place in the workspace to convert from.
   void* place(const TensorView& v, DataType dtype) {
     if (v.dtype == dtype) return v.data;
