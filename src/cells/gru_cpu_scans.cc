@@ -11,6 +11,7 @@ namespace {
 template <class T, class Cell>
 struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
   using Base = StepsBase<T, Cell, TwoHalves<T, Cell>>;
+  using Base::add;
   using Base::kSize;
   using Base::lanes;
   using Base::vectors;
@@ -234,22 +235,13 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
     });
   }
 
-  static void backward(const BackwardScan& s, const RowBlock& w) {
-    const Block<T> block(s, w.dir, w.begin, w.end);
-    for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) step_back(s, w, block, k);
-  }
-  static void backward_step(const BackwardScan& s, const RowBlock& w, std::int64_t k) {
-    step_back(s, w, Block<T>(s, w.dir, w.begin, w.end), k);
-  }
-
   /// Phase 0: gradients of z and n; phase 1: through R_n, those of r; phase 2: what r and z add to
   /// dh through R.
   static void step_back(const BackwardScan& s, const RowBlock& w, const Block<T>& block,
                         std::int64_t k) {
     const std::int64_t hidden = s.dims.hidden;
-    const std::int64_t u0 = w.first_of(vectors(hidden)) * kSize;
-    const std::int64_t end = w.last_of(vectors(hidden)) * kSize;
-    const std::int64_t units = (end < hidden ? end : hidden) - u0;
+    const auto own = Base::own_units(w, hidden);
+    const std::int64_t u0 = own.first, units = own.count;
     GradientRow rows[kMostBlockRows];
     const T* dn[kMostBlockRows];
     const T* drz[kMostBlockRows];
@@ -321,22 +313,15 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
       }
     }
   }
-  static void add(const T* from, T* to, std::int64_t n) {
-    for_each_vector<V>(n, [&](auto whole, std::int64_t h, int rest) PENSTOCK_LAMBDA_INLINE {
-      constexpr bool kWhole = decltype(whole)::value;
-      put<kWhole>(get<kWhole>(to + h, rest) + get<kWhole>(from + h, rest), to + h, rest);
-    });
-  }
-
   static constexpr RecurrentSteps table() {
     return {&forward_scratch,
             &backward_scratch,
             &pack_forward,
             &pack_backward,
             &Base::forward,
-            &backward,
+            &Base::backward,
             &Base::forward_step,
-            &backward_step,
+            &Base::backward_step,
             &Base::forward_end,
             2,
             3,

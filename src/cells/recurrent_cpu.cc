@@ -58,9 +58,9 @@ Products products_of(const Dims& d, bool forward) {
   if (few_rows(d)) return Products::kRead;
   // From here on by the size of the weights alone, so that a row's result does not depend on
   // others.
-  const std::int64_t many = 3 * d.hidden;
+  constexpr std::int64_t kMostGates = 4;
   const bool fixed = d.compute == DataType::kFloat32 &&
-                     (forward ? fixed_pays(many, d.hidden) : fixed_pays(d.hidden, many));
+                     fixed_pays(d.hidden, forward ? d.hidden : kMostGates * d.hidden);
   return fixed ? Products::kFixed : Products::kPanels;
 }
 

@@ -208,6 +208,24 @@ struct StepsBase {
     return static_cast<int>(left < kSize ? left : kSize);
   }
 
+  /// The units of a block's share.
+  struct Units {
+    std::int64_t first, count;
+  };
+  static Units own_units(const RowBlock& w, std::int64_t hidden) {
+    const std::int64_t first = w.first_of(vectors(hidden)) * kSize;
+    const std::int64_t end = w.last_of(vectors(hidden)) * kSize;
+    return {first, (end < hidden ? end : hidden) - first};
+  }
+
+  /// to += from.
+  static void add(const T* from, T* to, std::int64_t n) {
+    for_each_vector<V>(n, [&](auto whole, std::int64_t h, int lanes_) PENSTOCK_LAMBDA_INLINE {
+      constexpr bool kWhole = decltype(whole)::value;
+      put<kWhole>(get<kWhole>(to + h, lanes_) + get<kWhole>(from + h, lanes_), to + h, lanes_);
+    });
+  }
+
   /// Combined biases, vector by vector of units: kBiases vectors each.
   static std::int64_t bias_bytes(const Dims& d) {
     return (vectors(d.hidden) * Cell::kBiases * kSize * static_cast<std::int64_t>(sizeof(T)) + 63) /
@@ -304,6 +322,16 @@ struct StepsBase {
     }
   }
 
+  static void backward(const BackwardScan& s, const RowBlock& w) {
+    const Block<T> block(s, w.dir, w.begin, w.end);
+    for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) {
+      Derived::step_back(s, w, block, k);
+    }
+  }
+  static void backward_step(const BackwardScan& s, const RowBlock& w, std::int64_t k) {
+    Derived::step_back(s, w, Block<T>(s, w.dir, w.begin, w.end), k);
+  }
+
   static void replay(const ForwardScan& s, const RowBlock& w) {
     const std::int64_t dir = w.dir;
     const std::int64_t hidden = s.dims.hidden, batch = s.dims.cut.batch;
@@ -336,6 +364,7 @@ struct StepsBase {
 template <class T, class Cell>
 struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
   using Base = StepsBase<T, Cell, Steps<T, Cell>>;
+  using Base::add;
   using Base::kSize;
   using Base::lanes;
   using Base::vectors;
@@ -538,21 +567,12 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     if (Cell::kHasC) put<kWhole>(dc_prev, r.dc + h, n);
   }
 
-  static void backward(const BackwardScan& s, const RowBlock& w) {
-    const Block<T> block(s, w.dir, w.begin, w.end);
-    for (std::int64_t k = s.step_end - 1; k >= s.step_begin; --k) step_back(s, w, block, k);
-  }
-  static void backward_step(const BackwardScan& s, const RowBlock& w, std::int64_t k) {
-    step_back(s, w, Block<T>(s, w.dir, w.begin, w.end), k);
-  }
-
   /// Phase 0: the gates' gradients of each unit; phase 1: what they add to dh through R.
   static void step_back(const BackwardScan& s, const RowBlock& w, const Block<T>& block,
                         std::int64_t k) {
     const std::int64_t hidden = s.dims.hidden;
-    const std::int64_t u0 = w.first_of(vectors(hidden)) * kSize;
-    const std::int64_t end = w.last_of(vectors(hidden)) * kSize;
-    const std::int64_t units = (end < hidden ? end : hidden) - u0;
+    const auto own = Base::own_units(w, hidden);
+    const std::int64_t u0 = own.first, units = own.count;
     GradientRow rows[kMostBlockRows];
     const T* dgates[kMostBlockRows];
     int count = 0;
@@ -587,9 +607,8 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     const std::int64_t hidden = s.dims.hidden;
     const Runs run = runs(hidden);
     if (w.products == Products::kRead) {
-      const std::int64_t u0 = w.first_of(vectors(hidden)) * kSize;
-      const std::int64_t end = w.last_of(vectors(hidden)) * kSize;
-      const std::int64_t units = (end < hidden ? end : hidden) - u0;
+      const auto own = Base::own_units(w, hidden);
+      const std::int64_t u0 = own.first, units = own.count;
       T* out = static_cast<T*>(w.scratch) + u0;
       const T* r = Base::weight(s, w.dir) + u0;
       for (int i = 0; i < count; ++i) {
@@ -617,22 +636,15 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
       for (int i = 0; i < count; ++i) add(out + i * width * kSize, rows[i].dh + first, columns);
     }
   }
-  static void add(const T* from, T* to, std::int64_t n) {
-    for_each_vector<V>(n, [&](auto whole, std::int64_t h, int lanes_) PENSTOCK_LAMBDA_INLINE {
-      constexpr bool kWhole = decltype(whole)::value;
-      put<kWhole>(get<kWhole>(to + h, lanes_) + get<kWhole>(from + h, lanes_), to + h, lanes_);
-    });
-  }
-
   static constexpr RecurrentSteps table() {
     return {&forward_scratch,
             &backward_scratch,
             &pack_forward,
             &pack_backward,
             &Base::forward,
-            &backward,
+            &Base::backward,
             &Base::forward_step,
-            &backward_step,
+            &Base::backward_step,
             &Base::forward_end,
             1,
             2,
