@@ -102,7 +102,7 @@ def test_public_headers_include_no_cuda() -> None:
                 assert plain, f"{header.name}: a public header that depends on the build: {line}"
 
 
-def test_cpp_example_builds_and_trains(tmp_path: Path) -> None:
+def test_cpp_examples_build_and_train(tmp_path: Path) -> None:
     """find_package(penstock) as a C++ user has it: this package, a compiler, and CMake."""
     folder = installed("get_cmake_dir")
     cmake = find_tool("cmake")
@@ -116,11 +116,18 @@ def test_cpp_example_builds_and_trains(tmp_path: Path) -> None:
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     elif find_tool("make") is None:
         pytest.skip("needs ninja or make")
-    for command in (configure, [cmake, "--build", str(tmp_path)], [str(tmp_path / "train_sru")]):
+
+    def run(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert f"penstock {penstock.__version__} on" in done.stdout
-    assert "sru: x: expected" in done.stdout
+        return done.stdout
+
+    run(*configure)
+    run(cmake, "--build", str(tmp_path))
+    output = run(str(tmp_path / "train_sru"))
+    assert f"penstock {penstock.__version__} on" in output
+    assert "sru: x: expected" in output
+    assert re.search(r"loss [0-9.]+, at first [0-9.]+", run(str(tmp_path / "train_sliced")))
 
 
 # ---- examples and README ---------------------------------------------------------------------
