@@ -37,18 +37,19 @@ bool few_rows(const Dims& d) {
          d.hidden * std::max(d.hidden, d.input) >= kLargeWeights;
 }
 
-// Rows of a product that one item takes: as large as threads can share evenly.
-std::int64_t tile_rows(std::int64_t rows) {
-  constexpr std::int64_t kUnit = 32, kMost = 256, kTries = 4;
-  const std::int64_t threads = thread_count();
-  const std::int64_t rounds = ceil_div(ceil_div(rows, kMost), threads);
-  std::int64_t best = kMost, least = rounds * kMost;
-  for (std::int64_t tiles = rounds * threads, i = 0; i < kTries; tiles += threads, ++i) {
-    const std::int64_t size = ceil_div(ceil_div(rows, tiles), kUnit) * kUnit;
-    const std::int64_t share = ceil_div(ceil_div(rows, size), threads) * size;
-    if (share < least) {
+/// How many rows one item takes: a multiple of `unit`, at most `most`, such that the busiest of
+/// `threads` has the fewest; the largest of several.
+std::int64_t even_rows(std::int64_t rows, std::int64_t unit, std::int64_t most,
+                       std::int64_t threads) {
+  std::int64_t best = most, least = rows;
+  for (std::int64_t size = most; size >= unit; size -= unit) {
+    const std::int64_t items = ceil_div(rows, size), rounds = ceil_div(items, threads);
+    const bool last_alone = items - (rounds - 1) * threads == 1;  // in the last round
+    const std::int64_t busiest =
+        last_alone ? rows - (items - rounds) * size : std::min(rows, rounds * size);
+    if (busiest < least) {
       best = size;
-      least = share;
+      least = busiest;
     }
   }
   return best;
@@ -89,18 +90,13 @@ double product_work(const Scan& s, std::int64_t rows, int gates) {
          static_cast<double>(s.dims.hidden * s.dims.hidden * gates * s.dims.dirs);
 }
 
-// Rows that one item takes: groups of eight for the vector unit, of sixteen for the matrix unit,
-// and as many items as threads can share evenly. How rows are grouped does not change their
-// results.
+// Rows of a scan that one item takes: groups of eight for the vector unit, of sixteen for the
+// matrix unit. How rows are grouped does not change their results.
 std::int64_t block_rows(const Dims& d, Products products, std::int64_t rows) {
   if (products == Products::kRead) return kMostBlockRows;  // blocks share their scratch
-  const std::int64_t unit = products == Products::kFixed ? 16 : 8;
-  const std::int64_t most = products == Products::kFixed || d.hidden > 96 ? kMostBlockRows : 16;
-  const std::int64_t groups = ceil_div(rows, unit);
-  const std::int64_t share = ceil_div(thread_count(), d.dirs);
-  std::int64_t blocks = std::max(std::min(groups, share), ceil_div(rows, most));
-  blocks = std::min(groups, ceil_div(blocks, share) * share);
-  return std::min(kMostBlockRows, ceil_div(groups, blocks) * unit);
+  const bool fixed = products == Products::kFixed;
+  return even_rows(rows, fixed ? 16 : 8, fixed || d.hidden > 96 ? kMostBlockRows : 16,
+                   ceil_div(thread_count(), d.dirs));
 }
 
 /// run(block) for all of a scan's rows and directions.
@@ -140,7 +136,7 @@ Plan plan(const Dims& d, const Spec& spec) {
   } else if (p.parts == 1) {
     p.steps = std::clamp<std::int64_t>(rows / batch, 1, steps);
   }
-  p.tile_rows = tile_rows(p.parts * p.steps * batch);
+  p.tile_rows = even_rows(p.parts * p.steps * batch, 32, 256, thread_count());
   p.tile_outputs = 256;
   // Each item brings x of the chunk into the form of products anew.
   p.tile_units = d.hidden * spec.gates <= 192 ? 192 : 256;
