@@ -241,7 +241,10 @@ inline __m512 column_scales(const float* inverses) {
   _tile_stored(5, sums + 1280, 64)
 
 // 32 rows, one vector of columns. Sums of order o and half h of the rows in tile 2 o + h.
-void two_halves(const char* a, const char* b, std::int64_t steps, std::int32_t* sums) {
+// `meanwhile()` is called in each step.
+template <class F>
+void two_halves(const char* a, const char* b, std::int64_t steps, std::int32_t* sums,
+                const F& meanwhile) {
   PENSTOCK_ZERO_SUMS();
   for (std::int64_t s = 0; s < steps; ++s) {
     _tile_loadd(7, PENSTOCK_B(0), 64);
@@ -251,6 +254,7 @@ void two_halves(const char* a, const char* b, std::int64_t steps, std::int32_t* 
     _tile_dpbssd(2, 6, 7);
     _tile_loadd(7, PENSTOCK_B(2), 64);
     _tile_dpbssd(4, 6, 7);
+    meanwhile();
     _tile_loadd(6, PENSTOCK_A(0, 1), 64);
     _tile_dpbssd(5, 6, 7);
     _tile_loadd(7, PENSTOCK_B(1), 64);
@@ -469,7 +473,7 @@ void fixed_multiply(const void* rows, std::int64_t count, std::int64_t k, const 
   };
   if (count > kTile) {
     for (int v = 0; v < vectors; ++v) {
-      two_halves(a, b, steps, sums);
+      two_halves(a, b, steps, sums, [] {});
       write(0, 0, kTile, b, out + v * kFixedColumns);
       write(1, kTile, count, b, out + v * kFixedColumns);
       b += vector_bytes;
@@ -652,25 +656,31 @@ void fixed_gemm_pack_b(bool trans_b, std::int64_t n, std::int64_t k, const float
 
 namespace {
 
-/// Rows that will be packed soon. Packing leaves memory idle while tiles are multiplied, and the
-/// processor's own prefetching starts anew with each row.
+/// Rows that will be packed or written soon. Packing leaves memory idle while tiles are multiplied,
+/// and the processor's own prefetching starts anew with each row.
 class Upcoming {
  public:
   Upcoming() = default;
-  Upcoming(const float* rows, std::int64_t ld, std::int64_t count, std::int64_t columns)
-      : rows_(rows), ld_(ld), count_(count), columns_(columns) {}
-  /// Share `share` of `shares` equal ones.
-  void fetch(std::int64_t share, std::int64_t shares) const {
-    const std::int64_t end = count_ * (share + 1) / shares;
-    for (std::int64_t i = count_ * share / shares; i < end; ++i) {
-      const float* row = rows_ + i * ld_;
-      for (std::int64_t j = 0; j < columns_; j += 16) _mm_prefetch(row + j, _MM_HINT_T1);
+  /// To be fetched in `calls` calls.
+  Upcoming(const float* rows, std::int64_t ld, std::int64_t count, std::int64_t columns,
+           std::int64_t calls)
+      : row_(rows), ld_(ld), rows_(count), columns_(columns) {
+    lines_ = (count * ((columns + kTile - 1) / kTile) + calls - 1) / calls;
+  }
+  void fetch() {
+    for (std::int64_t i = 0; i < lines_ && rows_ > 0; ++i) {
+      _mm_prefetch(row_ + column_, _MM_HINT_T1);
+      column_ += kTile;
+      if (column_ < columns_) continue;
+      column_ = 0;
+      row_ += ld_;
+      --rows_;
     }
   }
 
  private:
-  const float* rows_ = nullptr;
-  std::int64_t ld_ = 0, count_ = 0, columns_ = 0;
+  const float* row_ = nullptr;
+  std::int64_t ld_ = 0, rows_ = 0, columns_ = 0, column_ = 0, lines_ = 0;
 };
 
 }  // namespace
@@ -707,9 +717,11 @@ void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
     std::int32_t b_misfits = 0;
     std::memcpy(&b_misfits, b_panel, sizeof b_misfits);
     const bool fresh = round == 0 && beta == 0.0f;
+    const std::int64_t blocks = (m + kBlockRows - 1) / kBlockRows;
+    const std::int64_t block_calls = vectors_of(n) * steps;
     Upcoming next_b;
     if (packed_b == nullptr && !trans_b && round + 1 < r.count) {
-      next_b = Upcoming(b_piece + depth * ldb, ldb, r.depth(round + 1), n);
+      next_b = Upcoming(b_piece + depth * ldb, ldb, r.depth(round + 1), n, blocks * block_calls);
     }
     configure();
     for (std::int64_t i0 = 0; i0 < m; i0 += kBlockRows) {
@@ -740,24 +752,20 @@ void fixed_gemm(bool trans_a, bool trans_b, std::int64_t m, std::int64_t n, std:
         for (std::int64_t i = 0; i < rows; ++i) slowly(i, 1);
         continue;
       }
-      Upcoming next_a;
-      if (!trans_a && i0 + kBlockRows < m) {
-        next_a =
-            Upcoming(a_piece + kBlockRows * lda, lda,
-                     m - i0 - kBlockRows < kBlockRows ? m - i0 - kBlockRows : kBlockRows, depth);
-      }
-      Upcoming next_c;
-      if (i0 + kBlockRows < m) {
-        next_c = Upcoming(c + (i0 + kBlockRows) * ldc, ldc,
-                          m - i0 - kBlockRows < kBlockRows ? m - i0 - kBlockRows : kBlockRows, n);
+      const std::int64_t after = m - i0 - kBlockRows;
+      const std::int64_t next = after < kBlockRows ? after : kBlockRows;  // block's rows
+      Upcoming next_a, next_c;
+      if (next > 0) {
+        next_c = Upcoming(c + (i0 + kBlockRows) * ldc, ldc, next, n, block_calls);
+        if (!trans_a) next_a = Upcoming(a_piece + kBlockRows * lda, lda, next, depth, block_calls);
       }
       const char* vector = b_panel + kNoteBytes;
       for (std::int64_t j = 0; j < n; j += kTile) {
-        next_a.fetch(j / kTile, vectors_of(n));
-        next_c.fetch(j / kTile, vectors_of(n));
-        next_b.fetch(i0 / kBlockRows * vectors_of(n) + j / kTile,
-                     (m + kBlockRows - 1) / kBlockRows * vectors_of(n));
-        two_halves(a_panel, vector, steps, sums);
+        two_halves(a_panel, vector, steps, sums, [&] {
+          next_a.fetch();
+          next_b.fetch();
+          next_c.fetch();
+        });
         const __m512 columns =
             column_scales(reinterpret_cast<const float*>(vector + steps * kParts * kTileBytes));
         const __mmask16 mask = first(n - j);
