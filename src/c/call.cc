@@ -51,7 +51,7 @@ void fail(ErrorCode code, const char* op, const std::string& name, const std::st
   words += expected;
   words += " (actual: ";
   words += actual;
-  words += ")";
+  words += ')';
   throw Error(code, words);
 }
 
