@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -135,15 +136,15 @@ int main() {
     float loss = 0.0F;
     const std::vector<float>& state = states[kLevels - 1];
     std::fill(readout.gradient.begin(), readout.gradient.end(), 0.0F);
-    for (std::int64_t b = 0; b < kBatch; ++b) {
+    for (std::size_t b = 0; b < kBatch; ++b) {
       float sum = 0.0F, score = 0.0F;
-      for (std::int64_t t = 0; t < kSteps; ++t) sum += x[(t * kBatch + b) * kInput];
-      for (std::int64_t h = 0; h < kHidden; ++h) score += readout.value[h] * state[b * kHidden + h];
+      for (std::size_t t = 0; t < kSteps; ++t) sum += x[(t * kBatch + b) * kInput];
+      for (std::size_t h = 0; h < kHidden; ++h) score += readout.value[h] * state[b * kHidden + h];
       const float label = sum > 0.0F ? 1.0F : 0.0F;
       loss += (std::log1p(std::exp(-std::abs(score))) + std::max(score, 0.0F) - label * score) /
               static_cast<float>(kBatch);
       const float dscore = (1.0F / (1.0F + std::exp(-score)) - label) / static_cast<float>(kBatch);
-      for (std::int64_t h = 0; h < kHidden; ++h) {
+      for (std::size_t h = 0; h < kHidden; ++h) {
         readout.gradient[h] += dscore * state[b * kHidden + h];
         dlast[b * kHidden + h] = dscore * readout.value[h];
       }

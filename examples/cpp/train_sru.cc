@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -98,8 +99,8 @@ int main() {
     const float scale = 1.0F / (kSteps * kBatch * kInput);
     std::vector<float> average(kBatch * kInput);
     std::fill(dy.begin(), dy.end(), 0.0F);
-    for (std::int64_t row = 0; row < kSteps * kBatch; ++row) {
-      for (std::int64_t i = 0; i < kInput; ++i) {
+    for (std::size_t row = 0; row < kSteps * kBatch; ++row) {
+      for (std::size_t i = 0; i < kInput; ++i) {
         float& target = average[row % kBatch * kInput + i];
         target = 0.8F * target + 0.2F * x[row * kInput + i];
         const float error = y[row * kHidden + i] - target;

@@ -8,7 +8,7 @@ endif()
 foreach(header IN LISTS headers)
   file(STRINGS ${header} lines REGEX "^[ \t]*#")
   foreach(line IN LISTS lines)
-    if(line MATCHES "include" AND NOT line MATCHES "#include <[a-z_]+>" AND
+    if(line MATCHES "include" AND NOT line MATCHES "#include <([a-z_]+|stddef\\.h|stdint\\.h)>" AND
        NOT line MATCHES "#include \"penstock/[a-z_]+\\.h\"")
       message(FATAL_ERROR "${header}: ${line}")
     endif()

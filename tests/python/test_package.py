@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+COMPILERS = {"cpp": ("c++", "g++", "clang++"), "c": ("cc", "gcc", "clang")}
+
+
 def find_tool(name: str) -> str | None:
     """A program on PATH, or beside the Python that runs the tests."""
     return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
@@ -103,15 +106,19 @@ def test_public_headers_include_no_cuda() -> None:
                 assert plain, f"{header.name}: a public header that depends on the build: {line}"
 
 
-def test_cpp_examples_build_and_train(tmp_path: Path) -> None:
-    """find_package(penstock) as a C++ user has it: this package, a compiler, and CMake."""
+@pytest.mark.parametrize(("language", "variable"), [("cpp", "CXX"), ("c", "C")])
+def test_examples_build_and_train(language: str, variable: str, tmp_path: Path) -> None:
+    """find_package(penstock) as C++ and C users have it: this package, a compiler, and CMake."""
     folder = installed("get_cmake_dir")
     cmake = find_tool("cmake")
-    compiler = os.environ.get("CXX") or find_tool("c++") or find_tool("g++") or find_tool("clang++")
+    compiler = os.environ.get("CXX" if language == "cpp" else "CC") or next(
+        filter(None, map(find_tool, COMPILERS[language])), None
+    )
     if cmake is None or compiler is None:
-        pytest.skip("needs CMake and a C++ compiler")
-    configure = [cmake, "-S", str(ROOT / "examples/cpp"), "-B", str(tmp_path)]
-    configure += [f"-Dpenstock_DIR={folder}", f"-DCMAKE_CXX_COMPILER={compiler.split()[-1]}"]
+        pytest.skip(f"needs CMake and a compiler of {variable}")
+    configure = [cmake, "-S", str(ROOT / "examples" / language), "-B", str(tmp_path)]
+    configure += [f"-Dpenstock_DIR={folder}", f"-DCMAKE_{variable}_COMPILER={compiler.split()[-1]}"]
+    configure += [f"-DCMAKE_{variable}_FLAGS=-Wall -Wextra -Wconversion -Werror"]
     ninja = find_tool("ninja")
     if ninja is not None:
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
@@ -129,6 +136,28 @@ def test_cpp_examples_build_and_train(tmp_path: Path) -> None:
     assert f"penstock {penstock.__version__} on" in output
     assert "sru: x: expected" in output
     assert re.search(r"loss [0-9.]+, at first [0-9.]+", run(str(tmp_path / "train_sliced")))
+
+
+def test_pkg_config_file() -> None:
+    """Says where the headers and the library are, wherever the package is."""
+    libraries = installed("get_cmake_dir").parents[1]
+    text = (libraries / "pkgconfig/penstock.pc").read_text()
+    assert f"Version: {penstock.__version__}\n" in text
+    assert str(libraries) not in text
+    tool = find_tool("pkg-config")
+    if tool is None:
+        pytest.skip("needs pkg-config")
+    done = subprocess.run(
+        [tool, "--cflags", "--libs", "penstock"],
+        env={**os.environ, "PKG_CONFIG_PATH": str(libraries / "pkgconfig")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    flags = done.stdout.split()
+    include = next(Path(flag[2:]) for flag in flags if flag.startswith("-I"))
+    folder = next(Path(flag[2:]) for flag in flags if flag.startswith("-L"))
+    assert (include / "penstock/c.h").is_file()
+    assert folder.resolve() == libraries.resolve()
+    assert flags[-1] == "-lpenstock"
 
 
 # ---- examples and README ---------------------------------------------------------------------
