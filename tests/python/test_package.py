@@ -80,6 +80,22 @@ def test_one_version_number() -> None:
     assert version == project[1]
 
 
+@pytest.mark.parametrize(
+    ("extra", "package"),
+    [
+        ("cuda13", "nvidia-cublas"), ("cuda13", "cupy-cuda13x"), ("cuda12", "nvidia-cublas-cu12"),
+        ("torch", "torch"), ("jax", "jax"),
+    ],
+)  # fmt: skip
+def test_extras_bring(extra: str, package: str) -> None:
+    """What an extra is for is among its requirements, with a lower bound where versions matter."""
+    text = (ROOT / "pyproject.toml").read_text()
+    line = re.search(rf"^{extra} = \[(.*)\]$", text, re.M)
+    assert line
+    names = [re.split(r"[<>=]", requirement)[0] for requirement in re.findall(r'"(.*?)"', line[1])]
+    assert package in names
+
+
 # ---- the C++ side of an installed package ----------------------------------------------------
 
 
