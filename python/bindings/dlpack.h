@@ -1,5 +1,5 @@
-// The DLPack C ABI (versions 0 and 1), as far as a consumer needs it, declared from its
-// specification (https://dmlc.github.io/dlpack/latest/c_api.html).
+// The DLPack C ABI (versions 0 and 1), as far as it is used here, declared from its specification
+// (https://dmlc.github.io/dlpack/latest/c_api.html).
 #pragma once
 
 #include <cstdint>
@@ -42,6 +42,7 @@ struct Version {
 };
 
 constexpr std::uint64_t kFlagReadOnly = 1;
+constexpr std::uint64_t kFlagIsCopied = 2;
 constexpr std::uint32_t kMajorVersion = 1;
 
 struct ManagedTensorVersioned {
@@ -50,6 +51,24 @@ struct ManagedTensorVersioned {
   void (*deleter)(ManagedTensorVersioned*);
   std::uint64_t flags;
   Tensor tensor;
+};
+
+/// A library's exchange of its arrays in C, without capsules and without synchronising streams:
+/// what the attribute `__dlpack_c_exchange_api__` of an array's type holds, in a capsule of the
+/// name "dlpack_exchange_api". Functions return 0, or -1 with a Python exception set.
+struct ExchangeApi {
+  Version version;
+  ExchangeApi* previous;  // of an older version; only its head is the same
+  /// A new array of the type, shape and device of `prototype`. On failure it calls `set_error` in
+  /// place of a Python exception.
+  int (*allocate)(Tensor* prototype, ManagedTensorVersioned** out, void* error_context,
+                  void (*set_error)(void* error_context, const char* kind, const char* message));
+  int (*from_object)(void* object, ManagedTensorVersioned** out);
+  /// Takes `tensor` over.
+  int (*to_object)(ManagedTensorVersioned* tensor, void** out);
+  /// What `object` is now, without owning it; may be null.
+  int (*view_object)(void* object, Tensor* out);
+  int (*current_stream)(std::int32_t device_type, std::int32_t device_id, void** out);
 };
 
 }  // namespace penstock::dlpack

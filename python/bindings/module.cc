@@ -2,6 +2,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include "arrays.h"
 #include "host_pool.h"
 #include "penstock/penstock.h"
 #include "recurrent.h"
@@ -49,6 +50,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_num_threads", &penstock::set_num_threads);
   m.def("host_pool_bytes", &penstock::python::host_pool_bytes);
   m.def("release_host_pool", &penstock::python::release_host_pool);
+  penstock::python::bind_arrays(m);
   penstock::python::bind_sru(m);
   penstock::python::bind_recurrent(m);
   penstock::python::bind_sliced(m);

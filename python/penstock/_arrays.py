@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from penstock import _core
+
 Array = Any
 
 
@@ -46,6 +48,9 @@ class Caller:
     ``empty`` and ``empty_bytes`` return None where the extension module allocates by itself.
     """
 
+    hands_over = False
+    """Whether ``hand_over`` does anything."""
+
     def empty(self, x: Array) -> Callable[[tuple[int, ...]], Array] | None:
         """A function from a shape to an uninitialised array of x's type on x's device."""
         return None
@@ -62,6 +67,27 @@ class Caller:
         """Call a function of the extension module with x's device current."""
         return function(*args)
 
+    def forward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+        """``call`` with how to allocate and the stream as the last arguments."""
+        return self.call(
+            x, function, *args, self.empty(x), self.empty_bytes(x), self.stream(x)
+        )  # fmt: skip
+
+    def backward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+        """``call`` with the stream as the last argument."""
+        return self.call(x, function, *args, self.stream(x))
+
+    def hold(self, **arrays: Any) -> Any:
+        """Where these arrays lie, for ``check``; None where arrays never move."""
+        return None
+
+    def check(self, held: Any) -> None:
+        """Check that what ``hold`` saw lies where it did.
+
+        Raises:
+            BufferError: an array has been given other memory.
+        """
+
     def hand_over(self, output: Array) -> Array:
         """Turn what was allocated into an array of the caller's library."""
         return output
@@ -69,6 +95,14 @@ class Caller:
     def from_numpy(self, array: np.ndarray, x: Array) -> Array:
         """Copy a host array to x's device."""
         return array
+
+
+class _NumPy(Caller):
+    def forward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args, None, None, 0)
+
+    def backward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args, 0)
 
 
 class _CuPy(Caller):
@@ -108,42 +142,60 @@ class _CuPy(Caller):
 
 
 class _Torch(Caller):
-    def empty(self, x: Array) -> Callable[[tuple[int, ...]], Array]:
-        import torch
+    """For arrays that come from a module of this name, so it is imported: by its first use here."""
 
+    def __init__(self) -> None:
+        self._torch: Any = None
+
+    def _module(self) -> Any:
+        if self._torch is None:
+            import torch
+
+            self._torch = torch
+        return self._torch
+
+    def empty(self, x: Array) -> Callable[[tuple[int, ...]], Array]:
+        torch = self._torch or self._module()
         return lambda shape: torch.empty(shape, dtype=x.dtype, device=x.device)
 
     def empty_bytes(self, x: Array) -> Callable[[int], Array]:
-        import torch
-
+        torch = self._torch or self._module()
         return lambda n: torch.empty(n, dtype=torch.uint8, device=x.device)
 
     def stream(self, x: Array) -> int:
-        if x.device.type != "cuda":
+        if not x.is_cuda:
             return 0
-        import torch
-
-        return int(torch.cuda.current_stream(x.device).cuda_stream)
+        return int(self._module().cuda.current_stream(x.device).cuda_stream)
 
     def call(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
-        if x.device.type != "cuda":
+        if not x.is_cuda:
             return function(*args)
-        import torch
+        with self._module().cuda.device(x.device):
+            return function(*args)
 
-        with torch.cuda.device(x.device):
-            return function(*args)
+    def hold(self, **arrays: Any) -> Any:
+        # A tensor keeps its memory alive, but `tensor.data = other` gives it other memory, and then
+        # not even a tensor that was made from its export keeps the old one.
+        kind = (self._torch or self._module()).Tensor
+        return [(n, a, a.data_ptr()) for n, a in arrays.items() if isinstance(a, kind)]
+
+    def check(self, held: Any) -> None:
+        for name, array, address in held:
+            if array.data_ptr() != address:
+                raise BufferError(
+                    f"{name}: expected the memory that the forward pass read (actual: the tensor "
+                    "has been given other memory since)"
+                )
 
     def from_numpy(self, array: np.ndarray, x: Array) -> Array:
-        import torch
-
-        return torch.from_numpy(array).to(x.device)
+        return self._module().from_numpy(array).to(x.device)
 
 
 class _AnyDLPack(Caller):
-    """Any other library: outputs are NumPy's, handed over through DLPack where that is possible."""
+    """Any other library: outputs are NumPy's."""
 
-    def empty(self, x: Array) -> Callable[[tuple[int, ...]], Array] | None:
-        if not _on_host(x):
+    def empty(self, x: Array) -> Any:
+        if not _on_host("x", x):
             raise TypeError(
                 f"x: expected an array of CuPy or PyTorch for work on a GPU (actual: "
                 f"{type(x).__module__}.{type(x).__name__})"
@@ -152,21 +204,41 @@ class _AnyDLPack(Caller):
 
 
 class _ArrayApi(_AnyDLPack):
+    """Libraries that import through DLPack: outputs are made for that, and handed over."""
+
+    hands_over = True
+
     def __init__(self, namespace: Any) -> None:
         self._from_dlpack = namespace.from_dlpack
+
+    def empty(self, x: Array) -> Any:
+        super().empty(x)
+        return _core.HostArray
 
     def hand_over(self, output: Array) -> Array:
         return None if output is None else self._from_dlpack(output)
 
 
-def _on_host(x: Array) -> bool:
-    """Whether an array with DLPack lies in memory of the CPU (1) or pinned for CUDA (3)."""
-    return int(x.__dlpack_device__()[0]) in (1, 3)
+def _on_host(name: str, array: Array) -> bool:
+    """Whether an array with DLPack lies in memory of the CPU (1) or pinned for CUDA (3).
+
+    Raises:
+        BufferError: what it tells of its device is no device.
+    """
+    try:
+        kind, _ = array.__dlpack_device__()
+        return int(kind) in (1, 3)
+    except Exception as e:
+        raise BufferError(
+            f"{name}: expected an array whose device can be told (actual: {e})"
+        ) from e
 
 
-_NUMPY = Caller()
+_NUMPY = _NumPy()
 _CUPY = _CuPy()
 _TORCH = _Torch()
+# Callers of the types that have been seen; looking one up must cost nothing.
+_CALLERS: dict[type, Caller] = {np.ndarray: _NUMPY}
 
 
 def caller_of(x: Array) -> Caller:
@@ -175,22 +247,26 @@ def caller_of(x: Array) -> Caller:
     Raises:
         TypeError: x is not an array.
     """
-    if type(x) is np.ndarray:
-        return _NUMPY
-    library = type(x).__module__.partition(".")[0]
-    if library == "cupy":
-        return _CUPY
-    if library == "torch":
-        return _TORCH
+    kind = type(x)
+    known = _CALLERS.get(kind)
+    if known is not None:
+        return known
+    library = kind.__module__.partition(".")[0]
+    if library in ("cupy", "torch"):
+        return _CALLERS.setdefault(kind, _CUPY if library == "cupy" else _TORCH)
     if isinstance(x, np.ndarray):
         return _NUMPY
+    for name, base, caller in (("torch", "Tensor", _TORCH), ("cupy", "ndarray", _CUPY)):
+        bases = getattr(sys.modules.get(name), base, None)
+        if bases is not None and isinstance(x, bases):
+            return caller
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         if hasattr(x, "__array_namespace__"):
             return _ArrayApi(x.__array_namespace__())
         return _AnyDLPack()
     raise TypeError(
         "x: expected an array of NumPy, CuPy or any library with __dlpack__ "
-        f"(actual: {type(x).__name__})"
+        f"(actual: {kind.__name__})"
     )
 
 
@@ -206,10 +282,13 @@ def host_lengths(lengths: Any, x: Array, caller: Caller) -> Array:
         TypeError: lengths are not integers.
         ValueError: not one per sequence, or not from 0 to T.
     """
-    if hasattr(lengths, "__dlpack_device__") and not _on_host(lengths):
-        return lengths
-    if not isinstance(lengths, np.ndarray) and hasattr(lengths, "__dlpack__"):
-        lengths = np.from_dlpack(lengths)
+    if type(lengths) is not np.ndarray and hasattr(lengths, "__dlpack_device__"):
+        if not _on_host("lengths", lengths):
+            return lengths
+        try:
+            lengths = np.from_dlpack(lengths)
+        except (BufferError, RuntimeError, TypeError, ValueError) as e:
+            raise BufferError(f"lengths: expected an array to read (actual: {e})") from e
     try:
         values = np.asarray(lengths)
     except ValueError as e:

@@ -40,17 +40,23 @@ def run(
     caller = caller_of(x)
     if lengths is not None:
         lengths = host_lengths(lengths, x, caller)
-    y, h_last, c_last, saved = caller.call(
+    y, h_last, c_last, saved = caller.forward(
         x, forward, x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths,
         direction, activation, reset, recompute, need_grad,
-        caller.empty(x), caller.empty_bytes(x), caller.stream(x),
     )  # fmt: skip
-    outputs = caller.hand_over(y), caller.hand_over(h_last), caller.hand_over(c_last)
+    if caller.hands_over:
+        y, h_last, c_last = map(caller.hand_over, (y, h_last, c_last))
     if saved is None:
-        return *outputs, None
+        return y, h_last, c_last, None
+    held = caller.hold(
+        x=x, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh,
+        h0=h0, c0=c0,
+    )  # fmt: skip
 
     def backprop(dy: Array | None, dh_last: Array | None, dc_last: Array | None) -> tuple[Any, ...]:
-        grads = caller.call(x, backward, saved, dy, dh_last, dc_last, caller.stream(x))
-        return tuple(map(caller.hand_over, grads))
+        if held is not None:
+            caller.check(held)
+        grads = caller.backward(x, backward, saved, dy, dh_last, dc_last)
+        return tuple(map(caller.hand_over, grads)) if caller.hands_over else grads
 
-    return *outputs, backprop
+    return y, h_last, c_last, backprop

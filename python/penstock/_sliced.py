@@ -14,6 +14,10 @@ Cell = Literal["rnn", "gru", "lstm", "sru"]
 # One level's parameters, or their gradients.
 Level = Sequence[Array | None]
 
+# Arrays of a level.
+RECURRENT_LEVEL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+SRU_LEVEL = ("weight", "weight_c", "bias")
+
 
 class SlicedGrads(NamedTuple):
     """Gradients of the arguments of :func:`sliced`.
@@ -118,10 +122,19 @@ def sliced(
     states = tuple(map(caller.hand_over, outputs))
     if saved is None:
         return SlicedOutput(states[-1][0], states, None)
+    names = SRU_LEVEL if cell == "sru" else RECURRENT_LEVEL
+    parameters = {
+        f"levels[{i}]: {name}": array
+        for i, level in enumerate(levels)
+        for name, array in zip(names, level, strict=False)
+    }
+    held = caller.hold(x=x, **parameters)
 
     def backprop(
         dy: Array | None = None, dlevels: Sequence[Array | None] | None = None
     ) -> SlicedGrads:
+        if held is not None:
+            caller.check(held)
         dx, grads = caller.call(x, _core.sliced_backward, saved, dy, dlevels, caller.stream(x))
         return SlicedGrads(
             caller.hand_over(dx), tuple(tuple(map(caller.hand_over, level)) for level in grads)

@@ -111,17 +111,23 @@ def sru(
     caller = caller_of(x)
     if lengths is not None:
         lengths = host_lengths(lengths, x, caller)
-    stream = caller.stream(x)
-    y, c_last, saved = caller.call(
+    y, c_last, saved = caller.forward(
         x, _core.sru_forward, x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip,
         activation, skip, scale_x, mask_site, direction, need_grad,
-        caller.empty(x), caller.empty_bytes(x), stream,
     )  # fmt: skip
+    if caller.hands_over:
+        y, c_last = caller.hand_over(y), caller.hand_over(c_last)
     if saved is None:
-        return SRUOutput(caller.hand_over(y), caller.hand_over(c_last), None)
+        return SRUOutput(y, c_last, None)
+    held = caller.hold(
+        x=x, weight=weight, weight_c=weight_c, bias=bias, c0=c0, mask_pad=mask_pad, mask_c=mask_c,
+        x_skip=x_skip,
+    )  # fmt: skip
 
     def backprop(dy: Array | None = None, dc_last: Array | None = None) -> SRUGrads:
-        grads = caller.call(x, _core.sru_backward, saved, dy, dc_last, caller.stream(x))
+        if held is not None:
+            caller.check(held)
+        grads = caller.backward(x, _core.sru_backward, saved, dy, dc_last)
         return SRUGrads(*map(caller.hand_over, grads))
 
-    return SRUOutput(caller.hand_over(y), caller.hand_over(c_last), backprop)
+    return SRUOutput(y, c_last, backprop)
