@@ -320,13 +320,18 @@ bool Array::from_exchange(const char* name, py::handle object, std::uintptr_t st
     static PyObject* const method = interned("is_neg");
     if (is_true(PyObject_CallMethodNoArgs(object.ptr(), method))) refuse_negated(name);
   }
-  if (exchange->api->from_object(object.ptr(), &versioned_) != 0 || versioned_ == nullptr) {
+  // A view suffices where there is one: the tensor is held, and owning its export holds no more.
+  dlpack::Tensor seen{};
+  const bool views = exchange->api->view_object != nullptr;
+  const int status = views ? exchange->api->view_object(object.ptr(), &seen)
+                           : exchange->api->from_object(object.ptr(), &versioned_);
+  if (status != 0 || (!views && versioned_ == nullptr)) {
     // __dlpack__ may know more, and if not, says so in words for users.
     PyErr_Clear();
     versioned_ = nullptr;
     return false;
   }
-  const dlpack::Device device = versioned_->tensor.device;
+  const dlpack::Device device = views ? seen.device : versioned_->tensor.device;
   if (is_cuda(device.type)) {
     // The exchange orders nothing: it does where the library works on the stream of this call.
     void* current = nullptr;
@@ -338,7 +343,11 @@ bool Array::from_exchange(const char* name, py::handle object, std::uintptr_t st
       return false;
     }
   }
-  set(name, *versioned_);
+  if (views) {
+    set(name, seen);
+  } else {
+    set(name, *versioned_);
+  }
   owner_ = py::reinterpret_borrow<py::object>(object);
   exchange_ = exchange->api;
   return true;

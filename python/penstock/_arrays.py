@@ -162,6 +162,16 @@ class _Torch(Caller):
         torch = self._torch or self._module()
         return lambda n: torch.empty(n, dtype=torch.uint8, device=x.device)
 
+    def forward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+        if x.is_cuda:
+            return super().forward(x, function, *args)
+        return function(*args, self.empty(x), None, 0)
+
+    def backward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+        if x.is_cuda:
+            return super().backward(x, function, *args)
+        return function(*args, 0)
+
     def stream(self, x: Array) -> int:
         if not x.is_cuda:
             return 0
