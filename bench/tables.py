@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SRU_RESULTS = "bench/results/sru_cpu.json"
 RECURRENT_RESULTS = "bench/results/recurrent_cpu.json"
+OVERHEAD_RESULTS = "bench/results/overhead_cpu.json"
 END = "<!-- end of table -->"
 OURS = "penstock.SRU"
 FLOOR = "matrix products"
@@ -210,6 +211,19 @@ def sliced_memory(data: dict[str, Any]) -> str:
     return "\n".join([*lines, "", end])
 
 
+def overhead(data: dict[str, Any]) -> str:
+    """What calls cost beside their kernels, in Markdown."""
+    rows = [
+        [row["function"], who, f"{time['us']:.1f}", f"{time['over_kernel_us']:.1f}"]
+        for row in data["results"]
+        for who, time in row["times"].items()
+    ]
+    lines = _table(["function", "arrays of", "µs per call", "over the kernel"], rows)
+    alone = ", ".join(f"{row['function']} {row['kernel_us']:.1f}" for row in data["results"])
+    end = f"The kernels alone: {alone} µs. Medians. {_origin(data)}"
+    return "\n".join([*lines, "", end])
+
+
 # Results, file, name of the table in its marks, what writes it.
 TABLES: list[tuple[str, str, str, Callable[[dict[str, Any]], str]]] = [
     (SRU_RESULTS, "README.md", "layer, most threads", layer_most_threads),
@@ -221,6 +235,7 @@ TABLES: list[tuple[str, str, str, Callable[[dict[str, Any]], str]]] = [
     (RECURRENT_RESULTS, "docs/performance.md", "no matrix unit", recurrent_no_matrix_unit),
     (RECURRENT_RESULTS, "docs/performance.md", "errors", recurrent_errors),
     (RECURRENT_RESULTS, "docs/performance.md", "sliced memory", sliced_memory),
+    (OVERHEAD_RESULTS, "docs/arrays.md", "overhead", overhead),
 ]
 
 
