@@ -227,17 +227,19 @@ Array::Array(const char* name, py::handle object, std::uintptr_t stream) {
   } else if (PyObject_TypeCheck(object.ptr(), host_array_type())) {
     view_ = object.cast<const HostArray&>().view();
     owner_ = py::reinterpret_borrow<py::object>(object);
-  } else if (py::hasattr(object, "__dlpack__") && py::hasattr(object, "__dlpack_device__")) {
+  } else {
     try {
-      if (!from_exchange(name, object, stream)) from_dlpack(name, object, stream);
+      if (from_exchange(name, object, stream)) return;
+      if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
+        fail(ErrorCode::kType, name,
+             "expected an array of NumPy, CuPy or any library with __dlpack__ (actual: " +
+                 type_name(object) + ")");
+      }
+      from_dlpack(name, object, stream);
     } catch (...) {
       release();  // consumed but of no use: a constructor that throws runs no destructor
       throw;
     }
-  } else {
-    fail(ErrorCode::kType, name,
-         "expected an array of NumPy, CuPy or any library with __dlpack__ (actual: " +
-             type_name(object) + ")");
   }
 }
 
