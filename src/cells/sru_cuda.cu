@@ -23,7 +23,7 @@ constexpr int kThreads = 64;
 // Steps whose inputs a thread holds in registers ahead of the one it works on. A step waits about
 // 0.6 µs for memory and takes about 30 ns to compute; more double values would spill.
 template <class T>
-constexpr int kStepsAhead = sizeof(T) == 8 ? 3 : 6;
+constexpr int kStepsAhead = sizeof(T) == 8 ? 2 : 6;
 
 /// One channel of one sequence: where its elements are, and how far apart in processing order.
 /// Step k of the walk is the k-th that the thread works on: the forward kernel goes through the
