@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "gil.h"
 #include "penstock/error.h"
 
 namespace penstock::python {
@@ -218,7 +219,7 @@ Array::Array(const char* name, py::handle object, std::uintptr_t stream) {
   } else if (is_cupy(object)) {
     from_cupy(name, object);
   } else if (PyObject_TypeCheck(object.ptr(), numpy_array_type())) {
-    if (py::hasattr(object, "mask") && py::hasattr(object, "filled")) {
+    if (has_attribute(object, "mask") && has_attribute(object, "filled")) {
       fail(ErrorCode::kType, name,
            "expected an array without a mask, which would be lost; use .filled() (actual: "
            "MaskedArray)");
@@ -230,7 +231,7 @@ Array::Array(const char* name, py::handle object, std::uintptr_t stream) {
   } else {
     try {
       if (from_exchange(name, object, stream)) return;
-      if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
+      if (!has_attribute(object, "__dlpack__") || !has_attribute(object, "__dlpack_device__")) {
         fail(ErrorCode::kType, name,
              "expected an array of NumPy, CuPy or any library with __dlpack__ (actual: " +
                  type_name(object) + ")");
@@ -357,7 +358,7 @@ bool Array::from_exchange(const char* name, py::handle object, std::uintptr_t st
 
 void Array::from_dlpack(const char* name, py::handle object, std::uintptr_t stream) {
   const py::object told =
-      exported(name, [&] { return py::object(object.attr("__dlpack_device__")()); });
+      exported(name, [&] { return call(attribute(object, "__dlpack_device__"), py::tuple()); });
   long type = -1;
   if (PyTuple_Check(told.ptr()) && PyTuple_GET_SIZE(told.ptr()) == 2) {
     type = PyLong_AsLong(PyTuple_GET_ITEM(told.ptr(), 0));
@@ -370,23 +371,24 @@ void Array::from_dlpack(const char* name, py::handle object, std::uintptr_t stre
   }
   check_device(name, type);
   const bool cuda = is_cuda(type);
-  if (py::hasattr(object, "is_neg") && py::hasattr(object, "resolve_neg") &&
-      exported(name, [&] { return is_true(object.attr("is_neg")().release().ptr()); })) {
+  if (has_attribute(object, "is_neg") && has_attribute(object, "resolve_neg") &&
+      exported(name,
+               [&] { return call(attribute(object, "is_neg"), py::tuple()).ptr() == Py_True; })) {
     refuse_negated(name);
   }
   py::dict arguments;
   // In DLPack's convention 1 is CUDA's default stream, and 0 is not allowed.
   if (cuda) arguments["stream"] = py::int_(stream == 0 ? 1 : stream);
   const py::object capsule = exported(name, [&] {
-    const py::object export_ = object.attr("__dlpack__");
+    const py::object export_ = attribute(object, "__dlpack__");
     try {
       arguments["max_version"] = py::make_tuple(dlpack::kMajorVersion, 0);
-      return py::object(export_(**arguments));
+      return call(export_, py::tuple(), arguments);
     } catch (py::error_already_set& e) {
       if (!e.matches(PyExc_TypeError)) throw;
       // A producer older than version 1.
       PyDict_DelItemString(arguments.ptr(), "max_version");
-      return py::object(export_(**arguments));
+      return call(export_, py::tuple(), arguments);
     }
   });
   dlpack::Device device;
@@ -533,8 +535,12 @@ Array Array::host(DataType dtype, std::initializer_list<std::int64_t> shape) {
 }
 
 void Array::release() noexcept {
-  if (versioned_ != nullptr && versioned_->deleter != nullptr) versioned_->deleter(versioned_);
-  if (managed_ != nullptr && managed_->deleter != nullptr) managed_->deleter(managed_);
+  if (versioned_ != nullptr && versioned_->deleter != nullptr) {
+    survive_shutdown([this] { versioned_->deleter(versioned_); });
+  }
+  if (managed_ != nullptr && managed_->deleter != nullptr) {
+    survive_shutdown([this] { managed_->deleter(managed_); });
+  }
   versioned_ = nullptr;
   managed_ = nullptr;
 }
@@ -592,7 +598,7 @@ Array Allocator::array(const char* name, std::initializer_list<std::int64_t> sha
     py::tuple dims(shape.size());
     std::size_t axis = 0;
     for (std::int64_t n : shape) dims[axis++] = n;
-    Array made(name, empty_(dims), stream_);
+    Array made(name, call(empty_, py::make_tuple(dims)), stream_);
     made.make_writable(name);
     return made;
   }
@@ -708,7 +714,7 @@ Bytes::Bytes(const Allocator& allocator, std::size_t bytes) {
     view_ = TensorView(block_.data(), DataType::kUInt8, {n});
     return;
   }
-  array_ = Array("workspace", allocator.empty_bytes_(n), allocator.stream_);
+  array_ = Array("workspace", call(allocator.empty_bytes_, py::make_tuple(n)), allocator.stream_);
   array_.make_writable("workspace");
   view_ = array_.view();
 }
