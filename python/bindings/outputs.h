@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 #include "arrays.h"
+#include "gil.h"
 
 namespace penstock::python {
 
@@ -16,6 +18,14 @@ inline Array output_like(const Allocator& allocator, const char* name, const Ten
   if (!v.given()) return {};
   return v.rank == 3 ? allocator.array(name, {v.shape[0], v.shape[1], v.shape[2]})
                      : allocator.array(name, {v.shape[0], v.shape[1]});
+}
+
+/// A reserve of so many bytes that is an array of the caller's library.
+inline Array reserve_array(const py::object& empty_bytes, std::size_t bytes,
+                           std::uintptr_t stream) {
+  Array made("reserve", call(empty_bytes, py::make_tuple(bytes)), stream);
+  made.make_writable("reserve");
+  return made;
 }
 
 /// The array for the caller; None for one that is not given.

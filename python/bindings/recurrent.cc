@@ -4,6 +4,7 @@
 #include "recurrent.h"
 
 #include <memory>
+#include <string>
 #include <type_traits>
 
 #include "arrays.h"
@@ -22,8 +23,7 @@ struct Rnn {
   using ForwardArgs = RnnForwardArgs;
   using BackwardArgs = RnnBackwardArgs;
   static constexpr const char* kSaved = "RNNSaved";
-  static constexpr const char* kForward = "rnn_forward";
-  static constexpr const char* kBackward = "rnn_backward";
+  static constexpr const char* kName = "rnn";
   static constexpr auto forward_workspace_bytes = &rnn_forward_workspace_bytes;
   static constexpr auto reserve_bytes = &rnn_reserve_bytes;
   static constexpr auto backward_workspace_bytes = &rnn_backward_workspace_bytes;
@@ -36,8 +36,7 @@ struct Gru {
   using ForwardArgs = GruForwardArgs;
   using BackwardArgs = GruBackwardArgs;
   static constexpr const char* kSaved = "GRUSaved";
-  static constexpr const char* kForward = "gru_forward";
-  static constexpr const char* kBackward = "gru_backward";
+  static constexpr const char* kName = "gru";
   static constexpr auto forward_workspace_bytes = &gru_forward_workspace_bytes;
   static constexpr auto reserve_bytes = &gru_reserve_bytes;
   static constexpr auto backward_workspace_bytes = &gru_backward_workspace_bytes;
@@ -50,8 +49,7 @@ struct Lstm {
   using ForwardArgs = LstmForwardArgs;
   using BackwardArgs = LstmBackwardArgs;
   static constexpr const char* kSaved = "LSTMSaved";
-  static constexpr const char* kForward = "lstm_forward";
-  static constexpr const char* kBackward = "lstm_backward";
+  static constexpr const char* kName = "lstm";
   static constexpr auto forward_workspace_bytes = &lstm_forward_workspace_bytes;
   static constexpr auto reserve_bytes = &lstm_reserve_bytes;
   static constexpr auto backward_workspace_bytes = &lstm_backward_workspace_bytes;
@@ -112,6 +110,45 @@ struct Saved {
   py::object empty, empty_bytes;
 };
 
+/// What a forward pass makes for the caller.
+struct Outputs {
+  Array y, h_last, c_last;
+};
+
+/// `make_reserve(allocator, bytes)` returns the view of a buffer that outlives the call; it is not
+/// called without need_grad.
+template <class Cell, class MakeReserve>
+Outputs run_forward(const Inputs<Cell>& inputs, bool need_grad, py::handle empty,
+                    py::handle empty_bytes, std::uintptr_t stream, MakeReserve&& make_reserve) {
+  const Context& ctx = inputs.context;
+  typename Cell::ForwardArgs args;
+  static_cast<typename Cell::Inputs&>(args) = inputs.views;
+  args.need_grad = need_grad;
+  const std::size_t workspace_bytes = Cell::forward_workspace_bytes(ctx, args);
+  const std::size_t reserve_bytes = need_grad ? Cell::reserve_bytes(ctx, args) : 0;
+
+  const Allocator allocator(inputs.x, ctx, empty, empty_bytes, stream);
+  const std::int64_t batch = args.x.shape[1];
+  const std::int64_t width = args.weight_hh.shape[0] * args.weight_hh.shape[2];
+  Outputs outputs;
+  outputs.y = allocator.array("y", {args.x.shape[0], batch, width});
+  outputs.h_last = allocator.array("h_last", {batch, width});
+  const Bytes workspace(allocator, at_least_one(workspace_bytes));
+  if (need_grad) args.reserve = make_reserve(allocator, at_least_one(reserve_bytes));
+  args.y = outputs.y.view();
+  args.h_last = outputs.h_last.view();
+  if constexpr (kHasCellState<Cell>) {
+    outputs.c_last = allocator.array("c_last", {batch, width});
+    args.c_last = outputs.c_last.view();
+  }
+  args.workspace = workspace.view();
+  {
+    const GilRelease release;
+    Cell::forward(ctx, args);
+  }
+  return outputs;
+}
+
 template <class Cell>
 py::tuple forward(py::handle x, py::handle weight_ih, py::handle weight_hh, py::handle bias_ih,
                   py::handle bias_hh, py::handle h0, py::handle c0, py::handle lengths,
@@ -122,60 +159,75 @@ py::tuple forward(py::handle x, py::handle weight_ih, py::handle weight_hh, py::
   auto inputs =
       std::make_unique<Inputs<Cell>>(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths,
                                      direction, activation, reset, recompute, stream);
-  const Context& ctx = inputs->context;
-  typename Cell::ForwardArgs args;
-  static_cast<typename Cell::Inputs&>(args) = inputs->views;
-  args.need_grad = need_grad;
-  const std::size_t workspace_bytes = Cell::forward_workspace_bytes(ctx, args);
-  const std::size_t reserve_bytes = need_grad ? Cell::reserve_bytes(ctx, args) : 0;
-
-  const Allocator allocator(inputs->x, ctx, empty, empty_bytes, stream);
-  const std::int64_t batch = args.x.shape[1];
-  const std::int64_t width = args.weight_hh.shape[0] * args.weight_hh.shape[2];
-  const Array y = allocator.array("y", {args.x.shape[0], batch, width});
-  const Array h_last = allocator.array("h_last", {batch, width});
-  Array c_last;
-  const Bytes workspace(allocator, at_least_one(workspace_bytes));
   Bytes reserve;
-  if (need_grad) reserve = Bytes(allocator, at_least_one(reserve_bytes));
-  args.y = y.view();
-  args.h_last = h_last.view();
-  if constexpr (kHasCellState<Cell>) {
-    c_last = allocator.array("c_last", {batch, width});
-    args.c_last = c_last.view();
-  }
-  args.workspace = workspace.view();
-  args.reserve = reserve.view();
-  {
-    const GilRelease release;
-    Cell::forward(ctx, args);
-  }
+  const Outputs outputs = run_forward(*inputs, need_grad, empty, empty_bytes, stream,
+                                      [&](const Allocator& allocator, std::size_t bytes) {
+                                        reserve = Bytes(allocator, bytes);
+                                        return reserve.view();
+                                      });
   if (!need_grad) {
-    return py::make_tuple(y.object(), h_last.object(), or_none(c_last), py::none());
+    return py::make_tuple(outputs.y.object(), outputs.h_last.object(), or_none(outputs.c_last),
+                          py::none());
   }
   auto saved = std::make_unique<Saved<Cell>>();
   saved->inputs = std::move(inputs);
   saved->reserve = std::move(reserve);
   saved->empty = empty;
   saved->empty_bytes = empty_bytes;
-  return py::make_tuple(y.object(), h_last.object(), or_none(c_last), std::move(saved));
+  return py::make_tuple(outputs.y.object(), outputs.h_last.object(), or_none(outputs.c_last),
+                        std::move(saved));
+}
+
+/// As `forward`, with the reserve as an array of the caller's library, made by `empty_bytes`, or
+/// None without need_grad. Nothing else is kept: backward_arrays takes the inputs again.
+template <class Cell>
+py::tuple forward_arrays(py::handle x, py::handle weight_ih, py::handle weight_hh,
+                         py::handle bias_ih, py::handle bias_hh, py::handle h0, py::handle c0,
+                         py::handle lengths, py::handle direction, py::handle activation,
+                         py::handle reset, py::handle recompute, py::handle need_grad,
+                         const py::object& empty, const py::object& empty_bytes,
+                         std::uintptr_t stream) {
+  const Inputs<Cell> inputs(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, direction,
+                            activation, reset, recompute, stream);
+  Array reserve;
+  const Outputs outputs = run_forward(inputs, flag("need_grad", need_grad), empty, empty_bytes,
+                                      stream, [&](const Allocator&, std::size_t bytes) {
+                                        reserve = reserve_array(empty_bytes, bytes, stream);
+                                        return reserve.view();
+                                      });
+  return py::make_tuple(outputs.y.object(), outputs.h_last.object(), or_none(outputs.c_last),
+                        or_none(reserve));
+}
+
+/// Bytes of the array that forward_arrays keeps.
+template <class Cell>
+std::size_t reserve_bytes(py::handle x, py::handle weight_ih, py::handle weight_hh,
+                          py::handle bias_ih, py::handle bias_hh, py::handle h0, py::handle c0,
+                          py::handle lengths, py::handle direction, py::handle activation,
+                          py::handle reset, py::handle recompute, std::uintptr_t stream) {
+  const Inputs<Cell> inputs(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, direction,
+                            activation, reset, recompute, stream);
+  typename Cell::ForwardArgs args;
+  static_cast<typename Cell::Inputs&>(args) = inputs.views;
+  args.need_grad = true;
+  return at_least_one(Cell::reserve_bytes(inputs.context, args));
 }
 
 template <class Cell>
-py::tuple backward(const Saved<Cell>& saved, py::handle dy_, py::handle dh_last_,
-                   py::handle dc_last_, std::uintptr_t stream) {
-  const Inputs<Cell>& in = *saved.inputs;
+py::tuple run_backward(const Inputs<Cell>& in, const TensorView& reserve, py::handle dy_,
+                       py::handle dh_last_, py::handle dc_last_, py::handle empty,
+                       py::handle empty_bytes, std::uintptr_t stream) {
   // The gradient may be asked for on another stream than the result was.
   const Context ctx = context_for(in.x.view(), stream);
   const Array dy("dy", dy_, stream), dh_last("dh_last", dh_last_, stream);
   const Array dc_last("dc_last", dc_last_, stream);
   typename Cell::BackwardArgs args;
   static_cast<typename Cell::Inputs&>(args) = in.views;
-  args.reserve = saved.reserve.view();
+  args.reserve = reserve;
   args.dy = dy.view();
   args.dh_last = dh_last.view();
 
-  const Allocator allocator(in.x, ctx, saved.empty, saved.empty_bytes, stream);
+  const Allocator allocator(in.x, ctx, empty, empty_bytes, stream);
   const std::int64_t batch = args.x.shape[1];
   const std::int64_t width = args.weight_hh.shape[0] * args.weight_hh.shape[2];
   const Array dx = output_like(allocator, "dx", args.x);
@@ -207,10 +259,36 @@ py::tuple backward(const Saved<Cell>& saved, py::handle dy_, py::handle dh_last_
 }
 
 template <class Cell>
+py::tuple backward(const Saved<Cell>& saved, py::handle dy, py::handle dh_last, py::handle dc_last,
+                   std::uintptr_t stream) {
+  return run_backward(*saved.inputs, saved.reserve.view(), dy, dh_last, dc_last, saved.empty,
+                      saved.empty_bytes, stream);
+}
+
+/// The gradients from the inputs of forward_arrays and the reserve that it returned.
+template <class Cell>
+py::tuple backward_arrays(py::handle x, py::handle weight_ih, py::handle weight_hh,
+                          py::handle bias_ih, py::handle bias_hh, py::handle h0, py::handle c0,
+                          py::handle lengths, py::handle direction, py::handle activation,
+                          py::handle reset, py::handle recompute, py::handle reserve_,
+                          py::handle dy, py::handle dh_last, py::handle dc_last,
+                          const py::object& empty, const py::object& empty_bytes,
+                          std::uintptr_t stream) {
+  const Inputs<Cell> inputs(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, direction,
+                            activation, reset, recompute, stream);
+  const Array reserve("reserve", reserve_, stream);
+  return run_backward(inputs, reserve.view(), dy, dh_last, dc_last, empty, empty_bytes, stream);
+}
+
+template <class Cell>
 void bind(py::module_& m) {
   py::class_<Saved<Cell>>(m, Cell::kSaved);
-  m.def(Cell::kForward, &forward<Cell>);
-  m.def(Cell::kBackward, &backward<Cell>);
+  const std::string name = Cell::kName;
+  m.def((name + "_forward").c_str(), &forward<Cell>);
+  m.def((name + "_backward").c_str(), &backward<Cell>);
+  m.def((name + "_forward_arrays").c_str(), &forward_arrays<Cell>);
+  m.def((name + "_backward_arrays").c_str(), &backward_arrays<Cell>);
+  m.def((name + "_reserve_bytes").c_str(), &reserve_bytes<Cell>);
 }
 
 }  // namespace

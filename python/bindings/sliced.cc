@@ -188,13 +188,55 @@ auto in_the_callers_words(const Inputs& in, F&& function) {
   }
 }
 
+/// The number of parts of each level; after the library has checked the shapes.
+std::vector<std::int64_t> parts_of(const Inputs& in) {
+  std::vector<std::int64_t> steps(in.levels.size()), parts(in.levels.size());
+  sliced_shape(in.views.x.shape[0], in.views.slices, in.views.slice_count, steps.data(),
+               parts.data());
+  return parts;
+}
+
 /// What forward keeps for backward.
 struct Saved {
   std::unique_ptr<Inputs> inputs;
-  std::vector<std::int64_t> parts;  // of each level
   Bytes reserve;
   py::object empty, empty_bytes;
 };
+
+/// `make_reserve(allocator, bytes)` returns the view of a buffer that outlives the call; it is not
+/// called without need_grad. Returns the levels' outputs.
+template <class MakeReserve>
+py::tuple run_forward(const Inputs& inputs, bool need_grad, py::handle empty,
+                      py::handle empty_bytes, std::uintptr_t stream, MakeReserve&& make_reserve) {
+  const Context& ctx = inputs.context;
+  SlicedForwardArgs args;
+  static_cast<SlicedInputs&>(args) = inputs.views;
+  args.need_grad = need_grad;
+  const std::size_t workspace_bytes =
+      in_the_callers_words(inputs, [&] { return sliced_forward_workspace_bytes(ctx, args); });
+  const std::size_t reserve_bytes = need_grad ? sliced_reserve_bytes(ctx, args) : 0;
+
+  const std::size_t count = inputs.levels.size();
+  const std::vector<std::int64_t> parts = parts_of(inputs);
+  const Allocator allocator(inputs.x, ctx, empty, empty_bytes, stream);
+  std::vector<Array> outputs;
+  std::vector<TensorView> views;
+  for (std::size_t i = 0; i < count; ++i) {
+    outputs.push_back(allocator.array("levels", {parts[i], args.x.shape[1], inputs.width(i)}));
+    views.push_back(outputs.back().view());
+  }
+  const Bytes workspace(allocator, at_least_one(workspace_bytes));
+  if (need_grad) args.reserve = make_reserve(allocator, at_least_one(reserve_bytes));
+  args.outputs = views.data();
+  args.workspace = workspace.view();
+  {
+    const GilRelease release;
+    sliced_forward(ctx, args);
+  }
+  py::tuple states(count);
+  for (std::size_t i = 0; i < count; ++i) states[i] = outputs[i].object();
+  return states;
+}
 
 py::tuple forward(py::handle cell, py::handle x, py::handle levels, py::handle slices,
                   py::handle lengths, py::handle pad, py::handle mask, py::handle direction,
@@ -204,44 +246,52 @@ py::tuple forward(py::handle cell, py::handle x, py::handle levels, py::handle s
   const bool need_grad = flag("need_grad", need_grad_);
   auto inputs = std::make_unique<Inputs>(cell, x, levels, slices, lengths, pad, mask, direction,
                                          activation, reset, skip, scale_x, recompute, stream);
-  const Context& ctx = inputs->context;
-  SlicedForwardArgs args;
-  static_cast<SlicedInputs&>(args) = inputs->views;
-  args.need_grad = need_grad;
-  const std::size_t workspace_bytes =
-      in_the_callers_words(*inputs, [&] { return sliced_forward_workspace_bytes(ctx, args); });
-  const std::size_t reserve_bytes = need_grad ? sliced_reserve_bytes(ctx, args) : 0;
-
-  const std::size_t count = inputs->levels.size();
-  std::vector<std::int64_t> steps(count), parts(count);
-  sliced_shape(args.x.shape[0], args.slices, args.slice_count, steps.data(), parts.data());
-  const Allocator allocator(inputs->x, ctx, empty, empty_bytes, stream);
-  std::vector<Array> outputs;
-  std::vector<TensorView> views;
-  for (std::size_t i = 0; i < count; ++i) {
-    outputs.push_back(allocator.array("levels", {parts[i], args.x.shape[1], inputs->width(i)}));
-    views.push_back(outputs.back().view());
-  }
-  const Bytes workspace(allocator, at_least_one(workspace_bytes));
   Bytes reserve;
-  if (need_grad) reserve = Bytes(allocator, at_least_one(reserve_bytes));
-  args.outputs = views.data();
-  args.workspace = workspace.view();
-  args.reserve = reserve.view();
-  {
-    const GilRelease release;
-    sliced_forward(ctx, args);
-  }
-  py::tuple states(count);
-  for (std::size_t i = 0; i < count; ++i) states[i] = outputs[i].object();
+  const py::tuple states = run_forward(*inputs, need_grad, empty, empty_bytes, stream,
+                                       [&](const Allocator& allocator, std::size_t bytes) {
+                                         reserve = Bytes(allocator, bytes);
+                                         return reserve.view();
+                                       });
   if (!need_grad) return py::make_tuple(states, py::none());
   auto saved = std::make_unique<Saved>();
   saved->inputs = std::move(inputs);
-  saved->parts = std::move(parts);
   saved->reserve = std::move(reserve);
   saved->empty = empty;
   saved->empty_bytes = empty_bytes;
   return py::make_tuple(states, std::move(saved));
+}
+
+/// As `forward`, with the reserve as an array of the caller's library, made by `empty_bytes`, or
+/// None without need_grad. Nothing else is kept: backward_arrays takes the inputs again.
+py::tuple forward_arrays(py::handle cell, py::handle x, py::handle levels, py::handle slices,
+                         py::handle lengths, py::handle pad, py::handle mask, py::handle direction,
+                         py::handle activation, py::handle reset, py::handle skip,
+                         py::handle scale_x, py::handle recompute, py::handle need_grad,
+                         const py::object& empty, const py::object& empty_bytes,
+                         std::uintptr_t stream) {
+  const Inputs inputs(cell, x, levels, slices, lengths, pad, mask, direction, activation, reset,
+                      skip, scale_x, recompute, stream);
+  Array reserve;
+  const py::tuple states = run_forward(inputs, flag("need_grad", need_grad), empty, empty_bytes,
+                                       stream, [&](const Allocator&, std::size_t bytes) {
+                                         reserve = reserve_array(empty_bytes, bytes, stream);
+                                         return reserve.view();
+                                       });
+  return py::make_tuple(states, or_none(reserve));
+}
+
+/// Bytes of the array that forward_arrays keeps.
+std::size_t reserve_bytes(py::handle cell, py::handle x, py::handle levels, py::handle slices,
+                          py::handle lengths, py::handle pad, py::handle mask, py::handle direction,
+                          py::handle activation, py::handle reset, py::handle skip,
+                          py::handle scale_x, py::handle recompute, std::uintptr_t stream) {
+  const Inputs inputs(cell, x, levels, slices, lengths, pad, mask, direction, activation, reset,
+                      skip, scale_x, recompute, stream);
+  SlicedForwardArgs args;
+  static_cast<SlicedInputs&>(args) = inputs.views;
+  args.need_grad = true;
+  return at_least_one(
+      in_the_callers_words(inputs, [&] { return sliced_reserve_bytes(inputs.context, args); }));
 }
 
 /// Checked here, because the caller's names are not the library's, and y's gradient may be added.
@@ -266,14 +316,16 @@ void check_gradient(const std::string& name, const TensorView& v, const TensorVi
   }
 }
 
-py::tuple backward(const Saved& saved, py::handle dy_, py::handle dlevels_, std::uintptr_t stream) {
-  const Inputs& in = *saved.inputs;
+py::tuple run_backward(const Inputs& in, const TensorView& reserve, py::handle dy_,
+                       py::handle dlevels_, py::handle empty, py::handle empty_bytes,
+                       std::uintptr_t stream) {
   // The gradient may be asked for on another stream than the result was.
   const Context ctx = context_for(in.x.view(), stream);
   const std::size_t count = in.levels.size();
   SlicedBackwardArgs args;
   static_cast<SlicedInputs&>(args) = in.views;
-  args.reserve = saved.reserve.view();
+  args.reserve = reserve;
+  const std::vector<std::int64_t> parts = parts_of(in);
   const TensorView& x = args.x;
 
   std::vector<Array> given(count);
@@ -287,9 +339,9 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dlevels_, std:
     for (std::size_t i = 0; i < count; ++i) {
       const py::object item = items[i];
       given[i] = Array(at("dlevels", i).c_str(), item, stream);
-      const std::int64_t parts = saved.parts[i];
+      const std::int64_t count_of_parts = parts[i];
       check_gradient(at("dlevels", i), given[i].view(), x,
-                     TensorView(x.data, x.dtype, {parts, x.shape[1], in.width(i)}),
+                     TensorView(x.data, x.dtype, {count_of_parts, x.shape[1], in.width(i)}),
                      "(parts, B, dirs*H)");
     }
   }
@@ -315,7 +367,7 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dlevels_, std:
   }
   args.doutputs = doutputs.data();
 
-  const Allocator allocator(in.x, ctx, saved.empty, saved.empty_bytes, stream);
+  const Allocator allocator(in.x, ctx, empty, empty_bytes, stream);
   const Array dx = output_like(allocator, "dx", x);
   args.dx = dx.view();
   const Parameters& parameters = in.parameters();
@@ -344,12 +396,37 @@ py::tuple backward(const Saved& saved, py::handle dy_, py::handle dlevels_, std:
   return py::make_tuple(dx.object(), result);
 }
 
+py::tuple backward(const Saved& saved, py::handle dy, py::handle dlevels, std::uintptr_t stream) {
+  return run_backward(*saved.inputs, saved.reserve.view(), dy, dlevels, saved.empty,
+                      saved.empty_bytes, stream);
+}
+
+/// The gradients from the inputs of forward_arrays and the reserve that it returned.
+py::tuple backward_arrays(py::handle cell, py::handle x, py::handle levels, py::handle slices,
+                          py::handle lengths, py::handle pad, py::handle mask, py::handle direction,
+                          py::handle activation, py::handle reset, py::handle skip,
+                          py::handle scale_x, py::handle recompute, py::handle reserve_,
+                          py::handle dy, py::handle dlevels, const py::object& empty,
+                          const py::object& empty_bytes, std::uintptr_t stream) {
+  const Inputs inputs(cell, x, levels, slices, lengths, pad, mask, direction, activation, reset,
+                      skip, scale_x, recompute, stream);
+  const Array reserve("reserve", reserve_, stream);
+  // Here the inputs come without a forward pass that has checked them.
+  SlicedForwardArgs args;
+  static_cast<SlicedInputs&>(args) = inputs.views;
+  in_the_callers_words(inputs, [&] { return sliced_reserve_bytes(inputs.context, args); });
+  return run_backward(inputs, reserve.view(), dy, dlevels, empty, empty_bytes, stream);
+}
+
 }  // namespace
 
 void bind_sliced(py::module_& m) {
   py::class_<Saved>(m, "SlicedSaved");
   m.def("sliced_forward", &forward);
   m.def("sliced_backward", &backward);
+  m.def("sliced_forward_arrays", &forward_arrays);
+  m.def("sliced_backward_arrays", &backward_arrays);
+  m.def("sliced_reserve_bytes", &reserve_bytes);
 }
 
 }  // namespace penstock::python
