@@ -131,6 +131,10 @@ PENSTOCK_EXPORT penstock_status penstock_get_config(penstock_config* config, siz
 PENSTOCK_EXPORT int32_t penstock_num_threads(void);
 // `n` is at least 1.
 PENSTOCK_EXPORT penstock_status penstock_set_num_threads(int32_t n);
+// 1 where, on the CPU, a sequence's result never depends on what else is in the batch, bit for bit;
+// see penstock::batch_invariant in config.h.
+PENSTOCK_EXPORT int32_t penstock_batch_invariant(void);
+PENSTOCK_EXPORT void penstock_set_batch_invariant(int32_t enabled);
 
 // ---- operations ---------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-// What this build is and what it found on this machine; the number of threads.
+// What this build is and what it found on this machine; settings of the process.
 #pragma once
 
 #include <string>
@@ -31,5 +31,14 @@ PENSTOCK_EXPORT Config config();
 PENSTOCK_EXPORT int num_threads();
 /// `n` >= 1; throws Error(kValue) otherwise.
 PENSTOCK_EXPORT void set_num_threads(int n);
+
+/// Whether, on the CPU, a sequence's result never depends on what else is in the batch nor on how
+/// long that is, bit for bit. Otherwise two kinds of calls round in their own ways, because that is
+/// faster: the SRU's, by their number of steps and sequences, and those of the other cells with a
+/// single step of fewer than 16 sequences and large weights (not sliced ones). A setting of the
+/// process, not to be changed between the query of a size and the call that it is for. Default:
+/// PENSTOCK_BATCH_INVARIANT=1, else false.
+PENSTOCK_EXPORT bool batch_invariant();
+PENSTOCK_EXPORT void set_batch_invariant(bool enabled);
 
 }  // namespace penstock

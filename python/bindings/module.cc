@@ -48,6 +48,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("config", &config);
   m.def("num_threads", &penstock::num_threads);
   m.def("set_num_threads", &penstock::set_num_threads);
+  m.def("batch_invariant", &penstock::batch_invariant);
+  m.def("set_batch_invariant", &penstock::set_batch_invariant);
   m.def("host_pool_bytes", &penstock::python::host_pool_bytes);
   m.def("release_host_pool", &penstock::python::release_host_pool);
   penstock::python::bind_arrays(m);

@@ -10,10 +10,12 @@
 from penstock import convert, nn, optim
 from penstock._config import (
     config,
+    get_batch_invariant,
     get_cmake_dir,
     get_include,
     get_num_threads,
     release_memory,
+    set_batch_invariant,
     set_num_threads,
     show_config,
 )
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "config",
     "convert",
+    "get_batch_invariant",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",
@@ -53,6 +56,7 @@ __all__ = [
     "optim",
     "release_memory",
     "rnn",
+    "set_batch_invariant",
     "set_num_threads",
     "show_config",
     "sliced",

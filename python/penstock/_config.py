@@ -54,6 +54,28 @@ def set_num_threads(n: int) -> None:
     _core.set_num_threads(count)
 
 
+def get_batch_invariant() -> bool:
+    """Whether a sequence's result never depends on what else is in the batch."""
+    return bool(_core.batch_invariant())
+
+
+def set_batch_invariant(enabled: bool) -> None:
+    """Give each sequence, on the CPU, the same bits alone as in any batch, at some cost in time.
+
+    Without it, so are those of RNN, GRU, LSTM and sliced networks, unless a call has a single step,
+    fewer than 16 sequences and large weights; the SRU rounds by the number of steps and sequences.
+    The environment's PENSTOCK_BATCH_INVARIANT=1 sets it, too. Without effect on CUDA.
+
+    Raises:
+        TypeError: enabled is not a bool.
+    """
+    if not isinstance(enabled, bool):
+        raise TypeError(
+            f"set_batch_invariant: enabled: expected a bool (actual: {type(enabled).__name__})"
+        )
+    _core.set_batch_invariant(enabled)
+
+
 def release_memory() -> int:
     """Give back host memory that is kept for the next call's workspace; returns its bytes."""
     kept = int(_core.host_pool_bytes())

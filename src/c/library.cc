@@ -85,3 +85,7 @@ int32_t penstock_num_threads(void) { return penstock::num_threads(); }
 penstock_status penstock_set_num_threads(int32_t n) {
   return c::guarded([&] { penstock::set_num_threads(n); });
 }
+
+int32_t penstock_batch_invariant(void) { return penstock::batch_invariant() ? 1 : 0; }
+
+void penstock_set_batch_invariant(int32_t enabled) { penstock::set_batch_invariant(enabled != 0); }

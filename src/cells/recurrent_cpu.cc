@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cpu/amx.h"
+#include "cpu/batch_invariance.h"
 #include "cpu/subnormals.h"
 #include "cpu/threads.h"
 
@@ -28,12 +29,12 @@ constexpr std::int64_t kFewestChunkRows = 256, kMostChunkRows = 8192;
 constexpr std::int64_t kParallelRows = 128;
 
 // For a single step of so few sequences, bringing large weights (H * max(H, D)) into another order
-// costs more than it saves.
+// costs more than it saves. These products round otherwise than those with packed weights.
 constexpr std::int64_t kFewRows = 16;
 constexpr std::int64_t kLargeWeights = 20000;
 
 bool few_rows(const Dims& d) {
-  return d.cut.entries() == 1 && d.cut.batch < kFewRows &&
+  return d.cut.entries() == 1 && d.cut.batch < kFewRows && !batch_invariant() &&
          d.hidden * std::max(d.hidden, d.input) >= kLargeWeights;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cpu/batch_invariance.h"
 #include "cpu/half.h"
 #include "cpu/isa.h"
 
@@ -41,8 +42,9 @@ Plan plan(const Dims& d) {
   p.chunk_parts = std::max<std::int64_t>(1, kChunkRows / part_rows);
   p.chunk_steps = std::max<std::int64_t>(
       1, p.chunk_parts > 1 ? d.steps : kChunkRows / std::max<std::int64_t>(1, d.batch));
-  p.pack_weight = p.channels < d.hidden && (d.rows() >= kPackRows || d.independent_rows);
-  p.pack_operand = p.pack_weight || d.independent_rows;
+  const bool independent = d.independent_rows || batch_invariant();
+  p.pack_weight = p.channels < d.hidden && (d.rows() >= kPackRows || independent);
+  p.pack_operand = p.pack_weight || independent;
   p.dx_rows = kChunkRows;
   return p;
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/backend.h"
+#include "cpu/batch_invariance.h"
 #include "cpu/blas.h"
 #include "cpu/isa.h"
 #include "cpu/threads.h"
@@ -34,6 +35,12 @@ std::string settings_warning() {
       words += std::string(words.empty() ? "" : "; ") + "PENSTOCK_NUM_THREADS=" + threads +
                " is ignored: expected a whole number from 1";
     }
+  }
+  if (const char* invariant = std::getenv("PENSTOCK_BATCH_INVARIANT");
+      invariant != nullptr && *invariant != '\0' && std::strcmp(invariant, "0") != 0 &&
+      std::strcmp(invariant, "1") != 0) {
+    words += std::string(words.empty() ? "" : "; ") + "PENSTOCK_BATCH_INVARIANT=" + invariant +
+             " is ignored: expected 0 or 1";
   }
   return words;
 }
@@ -69,5 +76,9 @@ void set_num_threads(int n) {
   }
   cpu::set_thread_count(n);
 }
+
+bool batch_invariant() { return cpu::batch_invariant(); }
+
+void set_batch_invariant(bool enabled) { cpu::set_batch_invariant(enabled); }
 
 }  // namespace penstock

@@ -571,6 +571,16 @@ TEST(CApiCpu, EachThreadHasItsLastError) {
   EXPECT_EQ(penstock_last_error(), mine);
 }
 
+TEST(CApiCpu, BatchInvariance) {
+  const bool before = penstock::batch_invariant();
+  penstock_set_batch_invariant(1);
+  EXPECT_EQ(penstock_batch_invariant(), 1);
+  EXPECT_TRUE(penstock::batch_invariant());
+  penstock_set_batch_invariant(0);
+  EXPECT_EQ(penstock_batch_invariant(), 0);
+  penstock::set_batch_invariant(before);
+}
+
 TEST(CApiCpu, FromC) { EXPECT_EQ(test_c_api(), 0); }
 TEST(CApiCpu, FromCCompiledAsCpp) { EXPECT_EQ(test_c_api_cpp(), 0); }
 

@@ -561,10 +561,7 @@ def test_a_sequence_does_not_depend_on_others(
     slices: tuple[int, ...],
     dtype: str,
 ) -> None:
-    """A batch gives each sequence what it gets alone: on the CPU, bit for bit.
-
-    All but the SRU's, whose one product over all steps adds in an order that depends on its size.
-    """
+    """A batch gives each sequence what it gets alone: on the CPU, bit for bit."""
     if not backend.has_dtype(dtype):
         pytest.skip(f"{dtype} is not available on {backend.name}")
     if hidden > 5:
@@ -589,7 +586,7 @@ def test_a_sequence_does_not_depend_on_others(
             found = {n: whole[n][here] if n == "y" else whole[n][:, here] for n in names}
             expected = backend.outcome(alone)
             expected = {n: expected[n] for n in names}
-            if backend.is_cpu and cell != "sru":
+            if backend.is_cpu:
                 assert_same_bits(found, expected, b)
             else:
                 wide = {n: v.astype(np.float64) for n, v in expected.items()}
