@@ -8,6 +8,7 @@
 #include "recurrent.h"
 #include "sliced.h"
 #include "sru.h"
+#include "xla.h"
 
 namespace py = pybind11;
 
@@ -56,4 +57,5 @@ PYBIND11_MODULE(_core, m) {
   penstock::python::bind_sru(m);
   penstock::python::bind_recurrent(m);
   penstock::python::bind_sliced(m);
+  penstock::python::bind_xla(m);
 }
