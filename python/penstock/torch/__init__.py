@@ -30,13 +30,20 @@ from penstock.torch._functional import (
     sliced_gru,
     sru,
 )
+from penstock.torch._layers import SRU, SlicedRNN
+from penstock.torch._recurrent import GRU, LSTM, RNN
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SRU",
     "GRUOutput",
     "LSTMOutput",
     "RNNOutput",
     "SRUOutput",
     "SlicedOutput",
+    "SlicedRNN",
     "gru",
     "lstm",
     "rnn",
