@@ -295,7 +295,21 @@ struct Sliced {
 
 py::tuple sliced_bytes(const py::dict& operands, const py::dict& options, bool cuda,
                        const std::string& pass) {
-  return Sliced(operands, options, cuda).bytes(pass);
+  Sliced sliced(operands, options, cuda);
+  try {
+    return sliced.bytes(pass);
+  } catch (const Error& e) {
+    if (std::strcmp(sliced.in.cell, "sru") != 0) throw;
+    // The library's names of a level's members are not those of an SRU's parameters.
+    std::string words = e.what();
+    const char* const names[][2] = {
+        {"].weight_ih:", "].weight:"}, {"].weight_hh:", "].weight_c:"}, {"].bias_ih:", "].bias:"}};
+    for (const auto& [library, caller] : names) {
+      const std::size_t found = words.find(library);
+      if (found != std::string::npos) words.replace(found, std::strlen(library), caller);
+    }
+    throw Error(e.code(), words);
+  }
 }
 
 /// (workspace, reserve) of a call on the CPU or on the first CUDA device, both 0 or more.

@@ -13,16 +13,25 @@ import numpy as np
 from penstock.jax._calls import Call
 from penstock.jax._primitives import Array, bind, check, spec_of
 
+# Lengths may be of any integer type.
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "bool", "int32", "int64", "uint8")
+
 
 def array(name: str, value: Any) -> Array:
     """value as an array of JAX.
 
     Raises:
-        TypeError: it is not an array.
+        TypeError: it is not an array, or its elements are of a type that no operation takes.
     """
-    if isinstance(value, (jax.Array, np.ndarray)) or hasattr(value, "__jax_array__"):
-        return jnp.asarray(value)
-    raise TypeError(f"{name}: expected an array of JAX or NumPy (actual: {type(value).__name__})")
+    if not isinstance(value, (jax.Array, np.ndarray)) and not hasattr(value, "__jax_array__"):
+        raise TypeError(
+            f"{name}: expected an array of JAX or NumPy (actual: {type(value).__name__})"
+        )
+    if str(getattr(value, "dtype", "float32")) not in _DTYPES:
+        raise TypeError(
+            f"{name}: expected float32, float64, float16 or bfloat16 (actual: {value.dtype})"
+        )
+    return jnp.asarray(value)
 
 
 def lengths_array(lengths: Any, x: Array) -> Array:
@@ -38,24 +47,37 @@ def lengths_array(lengths: Any, x: Array) -> Array:
     """
     if isinstance(lengths, (list, tuple)):
         lengths = np.asarray(lengths, None if lengths else np.int32)
-    given = array("lengths", lengths)
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(f"lengths: expected integers (actual: {given.dtype})")
-    if x.ndim != 3:
-        return given.astype(jnp.int32)  # x is refused before anything is computed
-    steps, batch = x.shape[:2]
-    if given.shape != (batch,):
-        raise ValueError(f"lengths: expected shape (B,) = ({batch},) (actual: {given.shape})")
-    traced = isinstance(given, jax.core.Tracer)
-    if not traced and all(d.platform == "cpu" for d in given.devices()):
-        values = np.asarray(given)
-        wrong = np.flatnonzero((values < 0) | (values > steps))
-        if wrong.size:
-            raise ValueError(
-                f"lengths: expected values from 0 to T = {steps} "
-                f"(actual: {values[wrong[0]]} at index {wrong[0]})"
-            )
-    return given if given.dtype in (jnp.int32, jnp.int64) else given.astype(jnp.int32)
+    dtype = getattr(lengths, "dtype", None)
+    if not hasattr(lengths, "shape") or dtype is None:
+        raise TypeError(
+            f"lengths: expected an array of integers (actual: {type(lengths).__name__})"
+        )
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"lengths: expected integers (actual: {dtype})")
+    if x.ndim == 3:  # else x is refused before anything is computed
+        steps, batch = x.shape[:2]
+        if lengths.shape != (batch,):
+            raise ValueError(f"lengths: expected shape (B,) = ({batch},) (actual: {lengths.shape})")
+        if _on_the_host(lengths):
+            values = np.asarray(lengths)
+            wrong = np.flatnonzero((values < 0) | (values > steps))
+            if wrong.size:
+                raise ValueError(
+                    f"lengths: expected values from 0 to T = {steps} "
+                    f"(actual: {values[wrong[0]]} at index {wrong[0]})"
+                )
+    if dtype not in (np.int32, np.int64):
+        lengths = lengths.astype(np.int32)
+    return jnp.asarray(lengths)
+
+
+def _on_the_host(value: Any) -> bool:
+    """Whether an array's values can be read now."""
+    if isinstance(value, jax.core.Tracer):
+        return False
+    if not isinstance(value, jax.Array):
+        return True
+    return value.is_fully_addressable and all(d.platform == "cpu" for d in value.devices())
 
 
 def word(name: str, value: Any) -> str:
