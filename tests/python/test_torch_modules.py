@@ -132,6 +132,7 @@ def test_beside_torch(cell: str, form: str, bidirectional: bool, with_state: boo
             for a, b in zip(flat(ours(x, hx)), flat(theirs(x, hx)), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
                 assert a.shape == b.shape
+                assert a.stride() == b.stride() or 1 in a.shape
         assert type(ours(x, hx)[0]) is type(theirs(x, hx)[0])
 
 

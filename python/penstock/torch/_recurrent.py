@@ -196,10 +196,14 @@ class _Recurrent(nn.Module):
                 x, *self._weights(layer), lengths=lengths, **given, **self._options
             )
             for found, end in zip(last, ends, strict=True):
-                found.append(end.reshape(batch, directions, hidden).transpose(0, 1))
+                if directions == 1:
+                    found.append(end.unsqueeze(0))
+                else:
+                    found.append(end.view(batch, 2, hidden).transpose(0, 1))
             if layer + 1 < self.num_layers:
                 x = drop(x)
-        return x, tuple(ends[0] if len(ends) == 1 else torch.cat(ends) for ends in last)
+        one = self.num_layers == 1
+        return x, tuple(ends[0].contiguous() if one else torch.cat(ends) for ends in last)
 
     def _drop(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout, self.training)
