@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "arrays.h"
+#include "function.h"
 #include "host_pool.h"
 #include "penstock/penstock.h"
 #include "recurrent.h"
@@ -38,12 +39,7 @@ PYBIND11_MODULE(_core, m) {
     try {
       if (p) std::rethrow_exception(p);
     } catch (const penstock::Error& e) {
-      switch (e.code()) {
-        case penstock::ErrorCode::kValue: return py::set_error(PyExc_ValueError, e.what());
-        case penstock::ErrorCode::kType: return py::set_error(PyExc_TypeError, e.what());
-        case penstock::ErrorCode::kBuffer: return py::set_error(PyExc_BufferError, e.what());
-        case penstock::ErrorCode::kRuntime: return py::set_error(PyExc_RuntimeError, e.what());
-      }
+      penstock::python::set_error(e);
     }
   });
   m.def("config", &config);

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "arrays.h"
+#include "function.h"
 #include "gil.h"
 #include "options.h"
 #include "outputs.h"
@@ -284,11 +285,11 @@ template <class Cell>
 void bind(py::module_& m) {
   py::class_<Saved<Cell>>(m, Cell::kSaved);
   const std::string name = Cell::kName;
-  m.def((name + "_forward").c_str(), &forward<Cell>);
-  m.def((name + "_backward").c_str(), &backward<Cell>);
-  m.def((name + "_forward_arrays").c_str(), &forward_arrays<Cell>);
-  m.def((name + "_backward_arrays").c_str(), &backward_arrays<Cell>);
-  m.def((name + "_reserve_bytes").c_str(), &reserve_bytes<Cell>);
+  define<&forward<Cell>>(m, name + "_forward");
+  define<&backward<Cell>>(m, name + "_backward");
+  define<&forward_arrays<Cell>>(m, name + "_forward_arrays");
+  define<&backward_arrays<Cell>>(m, name + "_backward_arrays");
+  define<&reserve_bytes<Cell>>(m, name + "_reserve_bytes");
 }
 
 }  // namespace
@@ -297,6 +298,7 @@ void bind_recurrent(py::module_& m) {
   bind<Rnn>(m);
   bind<Gru>(m);
   bind<Lstm>(m);
+  m.def("host_bytes", &host_bytes);
 }
 
 }  // namespace penstock::python

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "function.h"
 #include "gil.h"
 #include "options.h"
 #include "outputs.h"
@@ -422,11 +423,11 @@ py::tuple backward_arrays(py::handle cell, py::handle x, py::handle levels, py::
 
 void bind_sliced(py::module_& m) {
   py::class_<Saved>(m, "SlicedSaved");
-  m.def("sliced_forward", &forward);
-  m.def("sliced_backward", &backward);
-  m.def("sliced_forward_arrays", &forward_arrays);
-  m.def("sliced_backward_arrays", &backward_arrays);
-  m.def("sliced_reserve_bytes", &reserve_bytes);
+  define<&forward>(m, "sliced_forward");
+  define<&backward>(m, "sliced_backward");
+  define<&forward_arrays>(m, "sliced_forward_arrays");
+  define<&backward_arrays>(m, "sliced_backward_arrays");
+  define<&reserve_bytes>(m, "sliced_reserve_bytes");
 }
 
 }  // namespace penstock::python

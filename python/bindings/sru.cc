@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "arrays.h"
+#include "function.h"
 #include "gil.h"
 #include "options.h"
 #include "outputs.h"
@@ -213,11 +214,11 @@ py::tuple backward_arrays(py::handle x, py::handle weight, py::handle weight_c, 
 
 void bind_sru(py::module_& m) {
   py::class_<Saved>(m, "SRUSaved");
-  m.def("sru_forward", &forward);
-  m.def("sru_backward", &backward);
-  m.def("sru_forward_arrays", &forward_arrays);
-  m.def("sru_backward_arrays", &backward_arrays);
-  m.def("sru_reserve_bytes", &reserve_bytes);
+  define<&forward>(m, "sru_forward");
+  define<&backward>(m, "sru_backward");
+  define<&forward_arrays>(m, "sru_forward_arrays");
+  define<&backward_arrays>(m, "sru_backward_arrays");
+  define<&reserve_bytes>(m, "sru_reserve_bytes");
 }
 
 }  // namespace penstock::python

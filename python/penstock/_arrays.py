@@ -156,6 +156,9 @@ class _Torch(Caller):
 
     def empty(self, x: Array) -> Callable[[tuple[int, ...]], Array]:
         torch = self._torch or self._module()
+        if type(x) is torch.Tensor:
+            return x.new_empty
+        # Of a subclass, new_empty would make one, too.
         return lambda shape: torch.empty(shape, dtype=x.dtype, device=x.device)
 
     def empty_bytes(self, x: Array) -> Callable[[int], Array]:
