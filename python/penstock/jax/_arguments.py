@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from penstock.jax._calls import Call
-from penstock.jax._primitives import Array, bind, check, spec_of
+from penstock.jax._primitives import Array, bind, check, name_of, spec_of
 
 # Lengths may be of any integer type.
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "bool", "int32", "int64", "uint8")
@@ -27,11 +27,10 @@ def array(name: str, value: Any) -> Array:
         raise TypeError(
             f"{name}: expected an array of JAX or NumPy (actual: {type(value).__name__})"
         )
-    if str(getattr(value, "dtype", "float32")) not in _DTYPES:
-        raise TypeError(
-            f"{name}: expected float32, float64, float16 or bfloat16 (actual: {value.dtype})"
-        )
-    return jnp.asarray(value)
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and name_of(dtype) not in _DTYPES:
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16 (actual: {dtype})")
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
 def lengths_array(lengths: Any, x: Array) -> Array:

@@ -48,8 +48,14 @@ def _cuda_is_here() -> bool:
     return bool(devices) and bool(_core.config()["cuda_available"])
 
 
+@functools.cache
+def name_of(dtype: Any) -> str:
+    """Such as "bfloat16"; remembered, because NumPy takes its time to tell."""
+    return str(dtype)
+
+
 def spec_of(array: Any) -> Spec:
-    return str(array.dtype), tuple(array.shape)
+    return name_of(array.dtype), tuple(array.shape)
 
 
 def _specs(arrays: Sequence[Any]) -> Specs:
@@ -321,6 +327,8 @@ def varying_alike(operands: Sequence[Array]) -> tuple[Array, ...]:
 
     That is how a parameter that is the same everywhere gets the sum of all gradients.
     """
+    if not any(isinstance(x, jax.core.Tracer) for x in operands):
+        return tuple(operands)
     varying = [_varying_axes(x) for x in operands]
     axes = frozenset().union(*varying)
     if not axes:
