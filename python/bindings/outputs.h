@@ -20,6 +20,11 @@ inline Array output_like(const Allocator& allocator, const char* name, const Ten
                      : allocator.array(name, {v.shape[0], v.shape[1]});
 }
 
+/// Host memory from the pool, for libraries that import through DLPack.
+inline py::object host_bytes(std::size_t bytes) {
+  return Array::host(DataType::kUInt8, {static_cast<std::int64_t>(bytes)}).object();
+}
+
 /// A reserve of so many bytes that is an array of the caller's library.
 inline Array reserve_array(const py::object& empty_bytes, std::size_t bytes,
                            std::uintptr_t stream) {

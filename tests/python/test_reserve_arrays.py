@@ -173,6 +173,17 @@ def test_inputs_are_checked_again(name: str) -> None:
         backward(*wrong, reserve, *gradients, None, None, 0)
 
 
+@pytest.mark.parametrize("n", [0, 1, 1000, 1 << 20])
+def test_host_bytes(n: int) -> None:
+    """Memory of the pool, as large as asked for, and each time another block."""
+    blocks = [np.from_dlpack(_core.host_bytes(n)) for _ in range(2)]
+    for block in blocks:
+        assert block.dtype == np.uint8
+        assert block.shape == (n,)
+        assert block.ctypes.data % 64 == 0 or n == 0
+    assert n == 0 or not np.shares_memory(*blocks)
+
+
 def test_reserve_bytes_checks_shapes() -> None:
     operation, arguments, _ = CALLS["gru-after-tanh"]()
     wrong = list(arguments)

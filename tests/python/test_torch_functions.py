@@ -451,6 +451,33 @@ def test_changed_in_between(name: str) -> None:
         y.sum().backward()
 
 
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_large(name: str, deterministic: bool) -> None:
+    """What a large call keeps comes from penstock's pool, and lives as long as its graph does."""
+    case = CASES[name](steps=40, batch=16, hidden=48, dtype="float32")
+    floats = case.floats()
+    arguments = case.operator_arguments()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        *_, reserve = getattr(torch.ops.penstock, case.operation).default(*arguments)
+        outputs = case.outputs(case.call(pt, *floats))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert reserve.numel() > _ops._SMALL
+    assert reserve.data_ptr() % 64 == 0
+    expected, gradients = case.expected()
+    for a, b in zip(outputs, expected, strict=True):
+        assert torch.equal(a, b)
+    again = case.outputs(case.call(pt, *floats))  # not in the memory of the first
+    penstock.release_memory()
+    torch.autograd.backward(outputs, case.given)
+    del again
+    for f, d in zip(floats, gradients, strict=True):
+        tolerance = 1e-5 if case.operation == "sliced" else 0
+        torch.testing.assert_close(f.grad, d, rtol=tolerance, atol=tolerance)
+
+
 def test_strides() -> None:
     """Any strides will do, of gradients too."""
     case = CASES["gru-after-tanh"](steps=4, batch=3)

@@ -53,18 +53,6 @@ class SlicedOutput(NamedTuple):
     levels: tuple[Tensor, ...]
 
 
-def _no_mode_is_active() -> bool:
-    """Whether nothing but the dispatcher's own kernels would see a call of an operator."""
-    c = torch._C
-    return (
-        c._len_torch_dispatch_stack() == 0
-        and c._len_torch_function_stack() == 0
-        and c._functorch.peek_interpreter_stack() is None
-        and not c._is_any_autocast_enabled()
-        and c._get_tracing_state() is None
-    )
-
-
 def _check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
     for name, tensor in zip(names, tensors, strict=True):
         if tensor is not None and not isinstance(tensor, Tensor):
@@ -73,22 +61,34 @@ def _check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
         raise TypeError(f"{names[0]}: expected a torch.Tensor (actual: None)")
 
 
-def _direct(flat: Sequence[Any], requires_grad: bool) -> bool:
-    """Whether a call can do without the dispatcher: nobody would look, and it costs more than some
-    kernels."""
-    if requires_grad:
-        return False
+def _direct(flat: Sequence[Any]) -> bool:
+    """Whether a call that needs no gradient can do without the dispatcher.
+
+    That is where nothing but the operator's own kernel would see it. Worth a look, because the
+    dispatcher costs more than some kernels. Never true in a graph that is being compiled.
+    """
     for tensor in flat:
-        if type(tensor) not in _PLAIN and tensor is not None:
+        if tensor is not None and type(tensor) not in _PLAIN:
             return False
     x = flat[0]
-    return (x.is_cpu or x.is_cuda) and _no_mode_is_active()
+    c = torch._C
+    return (
+        x is not None
+        and (x.is_cpu or x.is_cuda)
+        and c._len_torch_dispatch_stack() == 0
+        and c._len_torch_function_stack() == 0
+        and c._functorch.peek_interpreter_stack() is None
+        and not c._is_any_autocast_enabled()
+        and c._get_tracing_state() is None
+    )
 
 
-def _requires_grad(flat: Sequence[Any]) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    return any(t is not None and t.requires_grad for t in flat)
+def _need_grad(flat: Sequence[Any]) -> bool:
+    if torch.is_grad_enabled():
+        for tensor in flat:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def _as_lengths(lengths: Any) -> Tensor | None:
@@ -98,12 +98,13 @@ def _as_lengths(lengths: Any) -> Tensor | None:
 def _run(
     name: str, names: Sequence[str], tensors: tuple[Any, ...], options: tuple[Any, ...]
 ) -> tuple[Any, ...]:
-    """Call an operation that takes no lists; results without a reserve."""
-    _check_tensors(names, tensors)
-    need = _requires_grad(tensors)
-    if not torch.compiler.is_compiling() and _direct(tensors, need):
+    """Call an operation that takes no lists; the last of its results is not for users."""
+    if torch.compiler.is_compiling() or not _direct(tensors):
+        _check_tensors(names, tensors)
+    elif not _need_grad(tensors):
         return _ops.CALLS[name](*tensors, *options, False)
-    return getattr(torch.ops.penstock, name).default(*tensors, *options, need)
+    op = getattr(torch.ops.penstock, name).default
+    return op(*tensors, *options, _need_grad(tensors))
 
 
 _RECURRENT = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0", "lengths")
@@ -295,13 +296,13 @@ def sliced(
     given = _as_lengths(lengths)
     flat = (x, given, *parameters)
     _check_tensors(("x", "lengths", *names), flat)
-    need = _requires_grad(flat)
+    need = _need_grad(flat)
     present = [p for p in parameters if p is not None]
     arguments = (
         x, present, given, cell, [p is not None for p in parameters], list(slices), pad, mask,
         direction, activation, reset, skip, scale_x, recompute, need,
     )  # fmt: skip
-    if not torch.compiler.is_compiling() and _direct(flat, need):
+    if not need and not torch.compiler.is_compiling() and _direct(flat):
         states = _ops.CALLS["sliced"](*arguments)[0]
     else:
         states = torch.ops.penstock.sliced.default(*arguments)[0]

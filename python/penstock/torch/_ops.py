@@ -29,6 +29,7 @@ LIBRARY = torch.library.Library("penstock", "DEF")
 CALLS: dict[str, Callable[..., tuple[Any, ...]]] = {}
 
 _SMALL = 1 << 18
+_HOST = torch.device("cpu")
 
 # Values that a step keeps for the backward pass, in units of its state.
 _KEPT = {"rnn": 1, "gru": 4, "lstm": 4}
@@ -147,24 +148,31 @@ def _call(
 ) -> tuple[Any, ...]:
     """Call a function of the extension module with plain tensors, on x's device and stream."""
     caller = caller_of(x)
-    given = [plain(a) if isinstance(a, Tensor) else a for a in arguments]
+    given = [a.detach() if isinstance(a, Tensor) and a.requires_grad else a for a in arguments]
     if given[lengths_at] is not None:
         given[lengths_at] = host_lengths(given[lengths_at], x, caller)
+    if x.is_cpu:
+        return function(*given, caller.empty(x), _empty_bytes, 0)
     return caller.call(
         x, function, *given, caller.empty(x), lambda n: _empty_bytes(n, x.device), caller.stream(x)
     )  # fmt: skip
 
 
-def _empty_bytes(n: int, device: torch.device) -> Tensor:
+def _empty_bytes(n: int, device: torch.device | None = None) -> Tensor:
     """Memory for what a forward pass keeps, or for its workspace on a GPU.
 
     Not every byte of it is written: there are gaps between its parts, and steps that do not count.
-    Nothing reads those, but tools that compare what operators return do, so that a small one is
-    filled, which costs next to nothing, and a large one if PyTorch is to be deterministic, which
-    ``torch.empty`` sees to.
+    Nothing reads those, but tools that compare what operators return do. So a small one is filled,
+    which costs next to nothing, and any if PyTorch is to be deterministic. Large ones on the host
+    come from penstock's pool, because fresh pages cost more than the work done in them.
     """
-    make = torch.zeros if n <= _SMALL else torch.empty
-    return make(n, dtype=torch.uint8, device=device)
+    if n <= _SMALL:
+        return torch.zeros(n, dtype=torch.uint8, device=device or _HOST)
+    if device is not None or torch.are_deterministic_algorithms_enabled():
+        return torch.empty(
+            n, dtype=torch.uint8, device=device or _HOST
+        )  # which fills it if need be
+    return torch.from_dlpack(_core.host_bytes(n))
 
 
 def _aligned(reserve: Tensor) -> Tensor:
