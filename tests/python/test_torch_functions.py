@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 import penstock.torch as pt  # noqa: E402
 from penstock.torch import _ops  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 CELLS = ("rnn", "gru", "lstm")
 FLOATS = {
@@ -32,6 +34,19 @@ def tensor(array: Any) -> Any:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.astype(np.float32)).bfloat16()
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+class Observed(TorchDispatchMode):
+    """Notes which of penstock's operators are called; under it, calls go through the dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "penstock":
+            self.seen.append(func._opname)
+        return func(*args, **(kwargs or {}))
 
 
 class Case:
@@ -288,11 +303,30 @@ def test_sizes_of_what_is_kept(sizes: tuple[int, int, int], kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_second_derivative_is_refused(name: str) -> None:
+def test_gradients_through_the_dispatcher(name: str) -> None:
+    """The same bits, whether operators are called or their kernels."""
+    case = CASES[name]()
+    gradients = []
+    for observed in (None, Observed()):
+        floats = case.floats()
+        with observed or contextlib.nullcontext():
+            outputs = case.outputs(case.call(pt, *floats))
+            torch.autograd.backward(outputs, case.given)
+        gradients.append([f.grad for f in floats])
+        if observed is not None:
+            assert observed.seen == [case.operation, f"{case.operation}_backward"]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("observed", [False, True])
+def test_second_derivative_is_refused(name: str, observed: bool) -> None:
     case = CASES[name]()
     floats = case.floats()
-    y = case.outputs(case.call(pt, *floats))[0]
-    (dx,) = torch.autograd.grad((y * y).sum(), floats[0], create_graph=True)
+    with Observed() if observed else contextlib.nullcontext():
+        y = case.outputs(case.call(pt, *floats))[0]
+        (dx,) = torch.autograd.grad((y * y).sum(), floats[0], create_graph=True)
     assert dx.requires_grad
     with pytest.raises(RuntimeError, match=f"{case.operation}: expected to be differentiated once"):
         dx.sum().backward()
@@ -300,9 +334,7 @@ def test_second_derivative_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", EACH)
 def test_direct_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a gradient no operator is called; with one, or under a mode, one is."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
+    """Without a gradient a call goes past the dispatcher, unless somebody would see it there."""
     case = CASES[name]()
     calls: list[str] = []
     original = _ops.CALLS[case.operation]
@@ -312,12 +344,6 @@ def test_direct_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return original(*arguments)
 
     monkeypatch.setitem(_ops.CALLS, case.operation, counted)
-
-    class Seen(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            if func.namespace == "penstock":
-                calls.append("operator")
-            return func(*args, **(kwargs or {}))
 
     floats = case.floats()
     expected = case.outputs(case.call(pt, *floats))
@@ -331,9 +357,10 @@ def test_direct_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found[-1][0].is_inference()
     found.append(case.outputs(case.call(pt, *case.floats(requires_grad=False))))
     assert calls == ["direct"] * 3
-    with Seen(), torch.no_grad():
+    with Observed() as observed, torch.no_grad():
         found.append(case.outputs(case.call(pt, *floats)))
-    assert calls == ["direct"] * 3 + ["operator"]
+    assert observed.seen == [case.operation]
+    assert calls == ["direct"] * 3
     for outputs in found:
         for a, b in zip(outputs, expected, strict=True):
             assert not a.requires_grad

@@ -62,25 +62,12 @@ def _check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
 
 
 def _direct(flat: Sequence[Any]) -> bool:
-    """Whether a call that needs no gradient can do without the dispatcher.
-
-    That is where nothing but the operator's own kernel would see it. Worth a look, because the
-    dispatcher costs more than some kernels. Never true in a graph that is being compiled.
-    """
+    """Whether a call can do without the dispatcher, provided that nothing is being compiled."""
     for tensor in flat:
         if tensor is not None and type(tensor) not in _PLAIN:
             return False
     x = flat[0]
-    c = torch._C
-    return (
-        x is not None
-        and (x.is_cpu or x.is_cuda)
-        and c._len_torch_dispatch_stack() == 0
-        and c._len_torch_function_stack() == 0
-        and c._functorch.peek_interpreter_stack() is None
-        and not c._is_any_autocast_enabled()
-        and c._get_tracing_state() is None
-    )
+    return x is not None and (x.is_cpu or x.is_cuda) and _ops.unobserved()
 
 
 def _need_grad(flat: Sequence[Any]) -> bool:
@@ -101,10 +88,11 @@ def _run(
     """Call an operation that takes no lists; the last of its results is not for users."""
     if torch.compiler.is_compiling() or not _direct(tensors):
         _check_tensors(names, tensors)
-    elif not _need_grad(tensors):
-        return _ops.CALLS[name](*tensors, *options, False)
-    op = getattr(torch.ops.penstock, name).default
-    return op(*tensors, *options, _need_grad(tensors))
+        op = getattr(torch.ops.penstock, name).default
+        return op(*tensors, *options, _need_grad(tensors))
+    if _need_grad(tensors):
+        return _ops.DIFFERENTIABLE_CALLS[name](*tensors, *options, True)
+    return _ops.CALLS[name](*tensors, *options, False)
 
 
 _RECURRENT = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0", "lengths")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from penstock import _core
 from penstock._arrays import caller_of, host_lengths
@@ -27,12 +28,30 @@ LIBRARY = torch.library.Library("penstock", "DEF")
 # What each operation is without the dispatcher: from the operator's arguments to its results, of
 # which any may be None.
 CALLS: dict[str, Callable[..., tuple[Any, ...]]] = {}
+# The same, with autograd; of the operations that take no lists.
+DIFFERENTIABLE_CALLS: dict[str, Callable[..., tuple[Any, ...]]] = {}
 
 _SMALL = 1 << 18
 _HOST = torch.device("cpu")
 
 # Values that a step keeps for the backward pass, in units of its state.
 _KEPT = {"rnn": 1, "gru": 4, "lstm": 4}
+
+
+def unobserved() -> bool:
+    """Whether nothing but its own kernels would see a call of an operator.
+
+    Then it can do without the dispatcher, which costs more than some kernels. Never so in a graph
+    that is being compiled: ask ``torch.compiler.is_compiling()`` first.
+    """
+    c = torch._C
+    return (
+        c._len_torch_dispatch_stack() == 0
+        and c._len_torch_function_stack() == 0
+        and c._functorch.peek_interpreter_stack() is None
+        and not c._is_any_autocast_enabled()
+        and c._get_tracing_state() is None
+    )
 
 
 def plain(tensor: Any) -> Any:
@@ -172,7 +191,7 @@ def _empty_bytes(n: int, device: torch.device | None = None) -> Tensor:
         return torch.empty(
             n, dtype=torch.uint8, device=device or _HOST
         )  # which fills it if need be
-    return torch.from_dlpack(_core.host_bytes(n))
+    return from_dlpack(_core.host_bytes(n))
 
 
 def _aligned(reserve: Tensor) -> Tensor:
@@ -279,7 +298,11 @@ def _define(
             else:
                 inputs.append(flat[:n])
                 del flat[:n]
-        found = backward_op(*inputs, *ctx.options, reserve, *map(complete, grads[:-1], ctx.shapes))
+        given = map(complete, grads[:-1], ctx.shapes)
+        run = backward_op
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and unobserved():
+            run = backward
+        found = run(*inputs, *ctx.options, reserve, *given)
         # An empty list counts as a list of tensors, and so has a list for its gradient.
         nothing: list[Any] = [[] if option == [] else None for option in ctx.options]
         return (*assign(found, *inputs), *nothing, None)
@@ -288,6 +311,19 @@ def _define(
         raise RuntimeError(
             f"{name}: expected to be differentiated once (actual: a gradient of its gradient)"
         )
+
+    if "[]" not in tensors:
+
+        def forward_and_keep(ctx: Any, *inputs: Any) -> tuple[Any, ...]:
+            output = forward(*inputs)
+            keep(ctx, inputs, output)
+            return output
+
+        members = {
+            "forward": staticmethod(forward_and_keep), "backward": staticmethod(differentiate)
+        }  # fmt: skip
+        function: Any = type(name, (torch.autograd.Function,), members)
+        DIFFERENTIABLE_CALLS[name] = function.apply
 
     torch.library.register_autograd(
         f"penstock::{name}", differentiate, setup_context=keep, lib=LIBRARY
