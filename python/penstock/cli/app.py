@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from penstock.cli.bench import bench
 from penstock.cli.evaluate import evaluate
 from penstock.cli.info import info
 from penstock.cli.predict import predict
@@ -42,3 +43,4 @@ def _common(
 
 for _command in (info, train, evaluate, predict):
     app.command()(_command)
+app.add_typer(bench)

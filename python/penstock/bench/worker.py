@@ -1,0 +1,247 @@
+"""The process that measures: one for each number of threads, and one for each peak of memory.
+
+It reads a job as JSON from standard input and writes events, one JSON a line, to what was its
+standard output; whatever libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import resource
+import sys
+import traceback
+import warnings
+from dataclasses import replace
+from typing import Any
+
+from penstock.bench import formulas, machine
+from penstock.bench.cases import Case
+from penstock.bench.ceilings import cache_flusher, measure_ceilings
+from penstock.bench.checks import WrongResult, check_ours, check_peer
+from penstock.bench.peer import Peer, one_line
+from penstock.bench.peers import BY_KEY, CONTENDERS, OURS_KEY
+from penstock.bench.problem import Problem
+from penstock.bench.timing import Call, measure
+
+
+def contenders_for(
+    case: Case, keys: list[str] | None, device: str, skipped: dict[str, str]
+) -> list[type[Peer]]:
+    """The contenders that a case is measured with, ours first.
+
+    ``keys``: peers that are wanted at all; None for every one. Why others are left out is noted in
+    ``skipped``, unless they are just made for other cases.
+    """
+    found = []
+    for kind in CONTENDERS:
+        if kind.key != OURS_KEY:
+            if keys is not None and kind.key not in keys:
+                continue
+            if case.peers is not None and kind.key not in case.peers:
+                continue
+        why = kind.applies(case)
+        if why:
+            # Somebody who names a peer is told why it is not there.
+            if case.peers is not None or keys is not None:
+                skipped[kind.key] = why
+            continue
+        available, why = kind.available(device)
+        if available:
+            found.append(kind)
+        else:
+            skipped[kind.key] = why
+    return found
+
+
+def measure_case(case: Case, keys: list[str] | None, device: str, budget: float) -> dict[str, Any]:
+    """Check and time one case: the row of results, without its threads and ceilings."""
+    skipped: dict[str, str] = {}
+    row: dict[str, Any] = {"case": case.as_json(), "label": case.label, "skipped": skipped}
+    problem = Problem(case)
+    ready: dict[str, Peer] = {}
+    errors: dict[str, dict[str, float]] = {}
+    right: dict[str, Any] = {}
+    for kind in contenders_for(case, keys, device, skipped):
+        try:
+            peer = kind()
+            peer.prepare(problem, device)
+            if kind.key == OURS_KEY:
+                right = peer.values()
+                errors[kind.key] = check_ours(problem, right)
+            elif kind.same:
+                errors[kind.key] = check_peer(problem, peer.values(), right)
+            else:
+                peer.run()
+                peer.wait()
+            ready[kind.key] = peer
+        except Exception as error:
+            # Peers raise anything; a wrong result of ours is a failure, not a gap.
+            text = str(error) if isinstance(error, WrongResult) else None
+            text = text or one_line(f"{type(error).__name__}: {error}")
+            if kind.key == OURS_KEY:
+                row["failed"] = text
+                if not isinstance(error, WrongResult):
+                    traceback.print_exc()
+                return row
+            skipped[kind.key] = text
+    right.clear()
+    gc.collect()
+    flush = cache_flusher(device) if case.cache == "cold" else None
+    calls = {key: Call(peer.run, peer.wait) for key, peer in ready.items()}
+    times, others = measure(calls, budget, flush)
+    for key, peer in ready.items():
+        times[key] |= {"name": peer.name, "same": peer.same, "errors": errors.get(key, {})}
+    row["times"] = times
+    row["processors_of_others"] = others
+    row["operations"] = formulas.operations(case)
+    row["bytes"] = formulas.least_bytes(case)
+    return row
+
+
+def add_rates(row: dict[str, Any], ceilings: dict[str, Any] | None) -> None:
+    """Add to each contender GFLOP/s, GB/s, the share of the ceiling, and times ours.
+
+    The rates are those of the case's work; a contender that does other work has none.
+    """
+    if "times" not in row:
+        return
+    floor = math.nan
+    if ceilings is not None:
+        rates = ceilings["gflop_per_s"].get(row["case"]["dtype"], {})
+        if rates:
+            floor = 1e3 * max(
+                row["operations"] / max(rates.values()) / 1e9,
+                row["bytes"] / ceilings["copy_gb_per_s"] / 1e9,
+            )
+    ours = row["times"][OURS_KEY]["ms"]
+    for time in row["times"].values():
+        time["ratio"] = time["ms"] / ours
+        if time["same"]:
+            time["gflop_per_s"] = row["operations"] / time["ms"] / 1e6
+            time["gb_per_s"] = row["bytes"] / time["ms"] / 1e6
+            time["share"] = None if math.isnan(floor) else floor / time["ms"]
+    row["floor_ms"] = None if math.isnan(floor) else floor
+
+
+def _small(case: Case) -> Case:
+    """A case of the same kind that takes no time and no memory worth counting."""
+    return replace(case, T=max(2, math.prod(case.slices)), B=1)
+
+
+def peak_memory(case: Case, key: str, device: str) -> int | None:
+    """Bytes that a contender takes for one call at most, in this (fresh) process.
+
+    What it takes to load code and start threads is not in it, inputs and weights are.
+    """
+    import penstock
+
+    def call(problem: Problem) -> Peer:
+        peer = BY_KEY[key]()
+        peer.prepare(problem, device)
+        peer.run()
+        peer.wait()
+        return peer
+
+    call(Problem(_small(case)))
+    penstock.release_memory()
+    gc.collect()
+    if device == "cuda":
+        return _peak_on_device(case, call)
+    before = machine.resident_bytes()
+    if before is None:  # not Linux: the peak of the whole life, which the small case hardly moved
+        unit = 1 if sys.platform == "darwin" else 1024
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        call(Problem(case))
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)
+    machine.forget_peak()
+    call(Problem(case))
+    peak = machine.peak_bytes()
+    return None if peak is None else max(0, peak - before)
+
+
+def _peak_on_device(case: Case, call: Any) -> int | None:
+    """By PyTorch's allocator, which only sees what is taken through it."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call(Problem(case))
+    peak = torch.cuda.max_memory_allocated() - before
+    return int(peak) if peak > 0 else None
+
+
+def _hold_to(threads: int) -> None:
+    """Have every library use that many threads, and run on as many processors."""
+    import penstock
+
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, allowed[:threads])
+    penstock.set_num_threads(threads)
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+    except ImportError:
+        pass
+
+
+def _run(job: dict[str, Any], emit: Any) -> None:
+    device = job["device"]
+    described = machine.describe(device)  # before it is held to fewer processors
+    if device == "cpu":
+        _hold_to(job["threads"])
+    if job["kind"] == "memory":
+        emit({"peak": peak_memory(Case.from_json(job["case"]), job["key"], device)})
+        return
+    emit({"machine": described})
+    emit({"peers": describe_peers(device, job["peers"])})
+    cases = [Case.from_json(case) for case in job["cases"]]
+    ceilings = job["ceilings"]
+    if ceilings is None:
+        ceilings = measure_ceilings(device, job["threads"], {case.dtype for case in cases})
+        emit({"ceilings": ceilings})
+    for number, case in enumerate(cases):
+        emit({"begin": number})
+        row = measure_case(case, job["peers"], device, job["budget"])
+        add_rates(row, ceilings)
+        emit({"row": {"threads": job["threads"], **row}})
+        gc.collect()
+
+
+def describe_peers(device: str, keys: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Of every contender: name, note, whether it does the same work, and why it is not there."""
+    found = {}
+    for kind in CONTENDERS:
+        if keys is None or kind.key in keys or kind.key == OURS_KEY:
+            _, why = kind.available(device)
+            found[kind.key] = {
+                "name": kind.name, "note": kind.note, "same": kind.same, "unavailable": why,
+            }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    """Do the job on standard input."""
+    job = json.load(sys.stdin)
+    # Libraries that print must not get between the events.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+
+    def emit(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    _run(job, emit)
+
+
+if __name__ == "__main__":
+    main()
