@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from penstock._arrays import caller_of, host_lengths
 from penstock._gru import Reset
 from penstock._recurrent import Activation, Direction
 from penstock._sliced import RECURRENT_LEVEL, SRU_LEVEL, Cell, Level
@@ -78,8 +79,15 @@ def _need_grad(flat: Sequence[Any]) -> bool:
     return False
 
 
-def _as_lengths(lengths: Any) -> Tensor | None:
-    return None if lengths is None else torch.as_tensor(lengths)
+def lengths_for(x: Any, lengths: Any) -> Tensor | None:
+    """Lengths as a tensor; on a GPU checked and copied there once, for all that will read them."""
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths, device="cpu")
+    if torch.compiler.is_compiling() or type(x) not in _PLAIN or not x.is_cuda or lengths.is_cuda:
+        return lengths
+    return host_lengths(lengths, x, caller_of(x))
 
 
 def _run(
@@ -124,7 +132,7 @@ def rnn(
 
     Raises what :func:`penstock.rnn` raises, and RuntimeError for a second derivative.
     """
-    tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, None, _as_lengths(lengths))
+    tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, None, lengths_for(x, lengths))
     y, h_last, *_ = _run("rnn", _RECURRENT, tensors, (direction, activation, None, recompute))
     return RNNOutput(y, h_last)
 
@@ -156,7 +164,7 @@ def gru(
 
     Raises what :func:`penstock.gru` raises, and RuntimeError for a second derivative.
     """
-    tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, None, _as_lengths(lengths))
+    tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, None, lengths_for(x, lengths))
     y, h_last, *_ = _run("gru", _RECURRENT, tensors, (direction, activation, reset, recompute))
     return GRUOutput(y, h_last)
 
@@ -187,7 +195,7 @@ def lstm(
 
     Raises what :func:`penstock.lstm` raises, and RuntimeError for a second derivative.
     """
-    tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, _as_lengths(lengths))
+    tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths_for(x, lengths))
     y, h_last, c_last, _ = _run("lstm", _RECURRENT, tensors, (direction, None, None, recompute))
     return LSTMOutput(y, h_last, c_last)
 
@@ -228,7 +236,7 @@ def sru(
 
     Raises what :func:`penstock.sru` raises, and RuntimeError for a second derivative.
     """
-    tensors = (x, weight, weight_c, bias, c0, mask_pad, _as_lengths(lengths), mask_c, x_skip)
+    tensors = (x, weight, weight_c, bias, c0, mask_pad, lengths_for(x, lengths), mask_c, x_skip)
     options = (activation, skip, scale_x, mask_site, direction)
     y, c_last, _ = _run("sru", _SRU, tensors, options)
     return SRUOutput(y, c_last)
@@ -281,7 +289,7 @@ def sliced(
             )
         names += [f"levels[{i}].{name}" for name in level_names]
         parameters += [*level, *(None,) * (len(level_names) - len(level))]
-    given = _as_lengths(lengths)
+    given = lengths_for(x, lengths)
     flat = (x, given, *parameters)
     _check_tensors(("x", "lengths", *names), flat)
     need = _need_grad(flat)

@@ -19,7 +19,7 @@ from penstock.layers._recurrent import check_choice
 from penstock.layers.init import skip_scale
 from penstock.nn._random import check_number, check_probability
 from penstock.nn.module import non_negative_int, positive_int
-from penstock.torch._functional import sliced, sru
+from penstock.torch._functional import lengths_for, sliced, sru
 from penstock.torch._recurrent import check_shape, check_tensor
 
 
@@ -278,8 +278,7 @@ class SRU(nn.Module):
                 raise TypeError(f"mask_pad: expected a torch.Tensor, got {type(mask_pad).__name__}")
             check_shape("mask_pad", mask_pad, tuple(input.shape[:2]))
             mask_pad = (mask_pad.transpose(0, 1) if self.batch_first else mask_pad).bool()
-        if lengths is not None:
-            lengths = torch.as_tensor(lengths)
+        lengths = lengths_for(x, lengths)
         if not self._plain or (self.training and self.rnn_dropout > 0.0):
             x = _without_padding(x, lengths, mask_pad)
         given = {"lengths": lengths, "mask_pad": mask_pad}

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from penstock.layers._recurrent import check_choice
 from penstock.nn._random import check_number
 from penstock.nn.module import positive_int
-from penstock.torch._functional import gru, lstm, rnn
+from penstock.torch._functional import gru, lengths_for, lstm, rnn
 
 _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -185,6 +185,7 @@ class _Recurrent(nn.Module):
         directions = 2 if self.bidirectional else 1
         batch, hidden = x.shape[1], self.hidden_size
         last: list[list[Tensor]] = [[] for _ in self._states]
+        lengths = lengths_for(x, lengths)
         for layer in range(self.num_layers):
             given: dict[str, Tensor] = {}
             if states is not None:
