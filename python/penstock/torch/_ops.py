@@ -10,6 +10,7 @@ need it. What a call does not have comes out as an empty tensor: operators retur
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -171,14 +172,15 @@ def _call(
     if given[lengths_at] is not None:
         given[lengths_at] = host_lengths(given[lengths_at], x, caller)
     if x.is_cpu:
-        return function(*given, caller.empty(x), _empty_bytes, 0)
-    return caller.call(
-        x, function, *given, caller.empty(x), lambda n: _empty_bytes(n, x.device), caller.stream(x)
-    )  # fmt: skip
+        return function(*given, caller.empty(x), _bytes_to_keep, 0)
+    empty_bytes = caller.empty_bytes(x)
+    if given[-1] is True:  # need_grad: only a forward pass keeps something
+        empty_bytes = functools.partial(_bytes_to_keep, device=x.device)
+    return caller.call(x, function, *given, caller.empty(x), empty_bytes, caller.stream(x))
 
 
-def _empty_bytes(n: int, device: torch.device | None = None) -> Tensor:
-    """Memory for what a forward pass keeps, or for its workspace on a GPU.
+def _bytes_to_keep(n: int, device: torch.device = _HOST) -> Tensor:
+    """Memory for what a forward pass keeps.
 
     Not every byte of it is written: there are gaps between its parts, and steps that do not count.
     Nothing reads those, but tools that compare what operators return do. So a small one is filled,
@@ -186,12 +188,10 @@ def _empty_bytes(n: int, device: torch.device | None = None) -> Tensor:
     come from penstock's pool, because fresh pages cost more than the work done in them.
     """
     if n <= _SMALL:
-        return torch.zeros(n, dtype=torch.uint8, device=device or _HOST)
-    if device is not None or torch.are_deterministic_algorithms_enabled():
-        return torch.empty(
-            n, dtype=torch.uint8, device=device or _HOST
-        )  # which fills it if need be
-    return from_dlpack(_core.host_bytes(n))
+        return torch.zeros(n, dtype=torch.uint8, device=device)
+    if device is _HOST and not torch.are_deterministic_algorithms_enabled():
+        return from_dlpack(_core.host_bytes(n))
+    return torch.empty(n, dtype=torch.uint8, device=device)  # fills it, if deterministic
 
 
 def _aligned(reserve: Tensor) -> Tensor:
