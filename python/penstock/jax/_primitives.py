@@ -264,6 +264,7 @@ ad.primitive_jvps[_backward] = _no_second_derivative
 
 def _one_by_one(primitive: Any) -> Callable[..., Any]:
     def rule(operands: Sequence[Array], dims: Sequence[int | None], **parameters: Any) -> Any:
+        operands = tuple(map(_whole, operands))
         mapped = [
             jnp.moveaxis(x, d, 0) for x, d in zip(operands, dims, strict=True) if d is not None
         ]
@@ -292,6 +293,7 @@ def _infer_batched(operands: Sequence[Array], dims: Sequence[int | None], *, cal
     axes = call.batch_axes()
     if any(axis is None and dim is not None for axis, dim in zip(axes, dims, strict=True)):
         return _one_by_one(_infer)(operands, dims, call=call)
+    operands = tuple(map(_whole, operands))
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
     batch = [n for i, n in enumerate(operands[0].shape) if i != dims[0]][1]
     merged = [
@@ -312,12 +314,16 @@ batching.primitive_batchers[_forward] = _one_by_one(_forward)
 batching.primitive_batchers[_backward] = _one_by_one(_backward)
 
 
-# ---- shard_map -----------------------------------------------------------------------------------
+# ---- meshes of devices ---------------------------------------------------------------------------
+
+
+def _aval_of(x: Array) -> Any:
+    return jax.typeof(x) if hasattr(jax, "typeof") else jax.core.get_aval(x)
 
 
 def _varying_axes(x: Array) -> frozenset[Any]:
     """The axes of a mesh over which x is known to vary; none outside of shard_map."""
-    aval = jax.typeof(x) if hasattr(jax, "typeof") else jax.core.get_aval(x)
+    aval = _aval_of(x)
     kind = getattr(aval, "manual_axis_type", None)
     return getattr(aval, "vma", None) or getattr(kind, "varying", None) or frozenset()
 
@@ -327,8 +333,6 @@ def varying_alike(operands: Sequence[Array]) -> tuple[Array, ...]:
 
     That is how a parameter that is the same everywhere gets the sum of all gradients.
     """
-    if not any(isinstance(x, jax.core.Tracer) for x in operands):
-        return tuple(operands)
     varying = [_varying_axes(x) for x in operands]
     axes = frozenset().union(*varying)
     if not axes:
@@ -346,9 +350,20 @@ def varying_alike(operands: Sequence[Array]) -> tuple[Array, ...]:
     )
 
 
+def _whole(x: Array) -> Array:
+    """x, gathered if its type says that it is spread over devices (explicit axes of a mesh)."""
+    sharding = getattr(_aval_of(x), "sharding", None)
+    if sharding is None or all(axis is None for axis in sharding.spec):
+        return x
+    spec = jax.sharding.PartitionSpec(*(None,) * x.ndim)
+    return jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, spec))
+
+
 def bind(call: Call, operands: Sequence[Array]) -> list[Array]:
     """The outputs of a call whose operands have been checked."""
-    return _infer.bind(*varying_alike(operands), call=call)
+    if any(isinstance(x, jax.core.Tracer) for x in operands):
+        operands = varying_alike(tuple(map(_whole, operands)))
+    return _infer.bind(*operands, call=call)
 
 
 _register_targets()
