@@ -602,3 +602,102 @@ def test_a_call_that_kept_nothing_has_no_gradient() -> None:
     y, *_ = torch.ops.penstock.gru.default(*arguments)
     with pytest.raises(RuntimeError, match="need_grad: expected True"):
         y.sum().backward()
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(
+    not (torch.cuda.is_available() and penstock.config()["cuda_available"]),
+    reason="PyTorch or penstock has no CUDA device",
+)
+
+
+def on_cuda(name: str, **options: Any) -> tuple[Case, Case]:
+    """A case and the same with all its tensors on the GPU, lengths excepted."""
+    case, there = CASES[name](**options), CASES[name](**options)
+    there.tensors = {n: t if n == "lengths" else t.cuda() for n, t in there.tensors.items()}
+    there.given = [g.cuda() for g in there.given]
+    return case, there
+
+
+def gradients_of(case: Case, **extra: Any) -> list[Any]:
+    """Outputs and gradients, on the host."""
+    floats = case.floats()
+    outputs = case.outputs(case.call(pt, *floats, **extra))
+    torch.autograd.backward(outputs, case.given)
+    return [t.detach().cpu() for t in (*outputs, *(f.grad for f in floats))]
+
+
+def assert_near(found: list[Any], expected: list[Any], tolerance: float) -> None:
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", CASES)
+def test_cuda(name: str) -> None:
+    case, there = on_cuda(name)
+    assert_near(gradients_of(there), gradients_of(case), 1e-10)
+    with torch.no_grad():
+        outputs = there.outputs(there.call(pt, *there.floats()))
+    assert {t.device.type for t in outputs} == {"cuda"}
+    assert_near([t.cpu() for t in outputs], gradients_of(case)[: len(outputs)], 1e-10)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", EACH)
+def test_cuda_large_and_streams(name: str) -> None:
+    """On a stream of the caller's, whose work is not waited for in between."""
+    case, there = on_cuda(name, steps=40, batch=16, hidden=48, dtype="float32")
+    expected = gradients_of(case)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = gradients_of(there)
+    assert_near(found, expected, 1e-3)
+    if "lengths" in there.tensors:
+        there.tensors["lengths"] = there.tensors["lengths"].cuda()
+        assert_near(gradients_of(there), expected, 1e-3)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", EACH)
+def test_cuda_operators(name: str) -> None:
+    _, there = on_cuda(name)
+    there.tensors = {n: t.cuda() for n, t in there.tensors.items()}
+    operator = getattr(torch.ops.penstock, there.operation).default
+
+    def differentiable(value: Any) -> Any:
+        if isinstance(value, list):
+            return [differentiable(v) for v in value]
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.clone().requires_grad_()
+        return value
+
+    arguments = tuple(differentiable(a) for a in there.operator_arguments())
+    torch.library.opcheck(operator, arguments)
+    *_, reserve = operator(*arguments)
+    plain = there.operator_arguments()[:-1]
+    if there.operation in CELLS:
+        size = _ops.recurrent_reserve_bytes(there.operation, plain[0], plain[2])
+        assert size == reserve.numel()
+    floats = CASES[name](dtype="float32").floats()
+    with torch.autocast("cuda", torch.float16):
+        outputs = there.outputs(there.call(pt, *[f.detach().cuda() for f in floats]))
+    assert {t.dtype for t in outputs} == {torch.float16}
+
+
+@needs_cuda
+def test_cuda_graph() -> None:
+    """A captured call computes anew with what its inputs hold when it is replayed."""
+    _, there = on_cuda("gru-after-tanh", steps=10, batch=4, hidden=16, dtype="float32")
+    floats = there.floats(requires_grad=False)
+    with torch.no_grad():
+        for _ in range(3):
+            there.call(pt, *floats)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y, _ = there.call(pt, *floats)
+        floats[0].normal_()
+        graph.replay()
+        assert_near([y], [there.call(pt, *floats)[0]], 1e-5)
