@@ -17,7 +17,7 @@ SAMPLE_SECONDS = 0.02
 MOST_CALLS = 2000
 ROUNDS = 5
 #: Contenders whose ROUNDS would take longer than this many budgets get fewer, and are marked.
-PATIENCE = 2.0
+PATIENCE = 1.0
 FEWEST_ROUNDS = 3
 #: Calls that take longer are not warmed up again at their turn: threads of others, which may spin
 #: for some milliseconds, do not count beside them.
@@ -82,14 +82,15 @@ def measure(
     """
     found: dict[str, Times] = {}
     for name, call in calls.items():
-        sample(call, 1)
         seconds = sample(call, 1)
+        if seconds < LONG_SECONDS:  # otherwise once more would cost more than it tells
+            seconds = sample(call, 1)
         times = Times()
         if flush is None:
             times.calls = max(1, min(MOST_CALLS, int(SAMPLE_SECONDS / max(seconds, 1e-7))))
         if ROUNDS * seconds > PATIENCE * budget:
             times.wanted = max(FEWEST_ROUNDS, int(PATIENCE * budget / seconds))
-        if FEWEST_ROUNDS * seconds > 3 * PATIENCE * budget:
+        if FEWEST_ROUNDS * seconds > 4 * PATIENCE * budget:
             times.wanted = 1
         found[name] = times
     start = time.perf_counter()

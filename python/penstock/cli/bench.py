@@ -220,6 +220,40 @@ def show_file(
     show(load(file), Console())
 
 
+@bench.command("plot")
+def plot_file(
+    file: Annotated[Path, typer.Argument(help="What penstock bench --out wrote.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The picture, a .png, .svg or .pdf file.")],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="time or memory (curves over the field that varies), bars (peers beside ours, "
+            "case by case), or advantage (sliced over plain). Default: what suits the result.",
+            show_default=False,
+        ),
+    ] = None,
+    x: Annotated[
+        str | None,
+        typer.Option(
+            help="The field to the right: T, B, H or threads. Default: each that varies.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Rows with so many threads. Default: the most.", show_default=False),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="What stands above it.")] = None,
+) -> None:
+    """Draw a result."""
+    from penstock.bench.plots import draw
+    from penstock.bench.results import load
+
+    draw(load(file), out, kind=kind, x_field=x, title=title, threads=threads)
+    typer.echo(f"{out}")
+
+
 # ---- options ---------------------------------------------------------------------------------
 
 
