@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,7 +130,10 @@ def test_states_and_training() -> None:
     assert losses[0][-1] < losses[0][0]
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not (Path(sysconfig.get_path("include")) / "Python.h").exists(),
+    reason="inductor needs a compiler and Python's headers",
+)
 @pytest.mark.parametrize("name", ["GRU-batch_first", "SlicedRNN-plain"])
 def test_inductor(name: str) -> None:
     module = MODULES[name]()
