@@ -402,6 +402,21 @@ def test_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_default_device(cell: str) -> None:
+    """What a module makes is on its input's device, whatever the default is."""
+    module = getattr(pt, cell)(5, 4, 2, bidirectional=True, **DOUBLE)
+    packed = input_of("packed-unsorted", 5, False, [3, 6, 1])
+    x = input_of("batched", 5, False, [3, 6, 1])
+    expected = [outcome(module, packed), flat(module(x, lengths=[3, 6, 1]))]
+    with torch.device("meta"):
+        found = [flat(module(packed)), flat(module(x, lengths=[3, 6, 1]))]
+    for a, b in zip(found[0], expected[0].values(), strict=False):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_functional_call_and_parametrization(cell: str) -> None:
     from torch.nn.utils.parametrizations import weight_norm
 

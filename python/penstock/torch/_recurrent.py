@@ -75,7 +75,7 @@ class _Packed:
         self.lengths: Tensor | None = None
         self.rows: Tensor | None = None
         if packed.data.shape[0] != self.steps * self.batch:
-            valid = torch.arange(self.batch) < sizes[:, None]
+            valid = torch.arange(self.batch, device=sizes.device) < sizes[:, None]
             self.lengths = valid.sum(0).to(packed.data.device)
             self.rows = valid.flatten().nonzero()[:, 0].to(packed.data.device)
 
