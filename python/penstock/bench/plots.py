@@ -53,7 +53,7 @@ class Panel:
 
 def draw(
     result: dict[str, Any], path: Path, *, kind: str | None = None, x_field: str | None = None,
-    title: str | None = None, threads: int | None = None,
+    title: str | None = None, threads: int | None = None, only: str = "",
 ) -> None:  # fmt: skip
     """Draw a result to a file: PNG, SVG or PDF by its name.
 
@@ -63,6 +63,7 @@ def draw(
             that vary.
         title: above the picture; None for one of its own.
         threads: of the rows, those with so many; None for the most, where threads are not drawn.
+        only: of the rows, those whose case's line has this in it.
 
     Raises:
         UserError: an argument is not among the choices, the result has nothing to draw in this
@@ -75,19 +76,25 @@ def draw(
     if x_field is not None and x_field not in X_FIELDS:
         raise UserError(f"--x: expected {', '.join(X_FIELDS)} (actual: {x_field!r})")
     figures = require("matplotlib.figure", "bench")
-    rows = [row for row in result["rows"] if "times" in row]
+    rows = [row for row in result["rows"] if "times" in row and only in row["label"]]
     if not rows:
-        raise UserError("the result has no times to draw")
+        where = f" of cases with {only!r} in their line" if only else ""
+        raise UserError(f"the result has no times to draw{where}")
     most = max(row["threads"] for row in rows)
     if threads is not None and not any(row["threads"] == threads for row in rows):
         raise UserError(f"--threads: expected a number that was measured (actual: {threads})")
     chosen = [row for row in rows if row["threads"] == (threads or most)]
+    least = 2
     if kind is None:
         kind = "advantage" if result.get("plot") == "advantage" else "time"
-        if kind == "time" and not panels_of(rows, chosen, x_field, "ms", 3):
-            kind = "bars"
+        if kind == "time" and x_field is None:
+            # Two points are no curve, as with one and all processors, unless they are asked for.
+            least = 3
+            kind = "time" if panels_of(rows, chosen, None, "ms", least) else "bars"
     makers: dict[str, Callable[[], Any]] = {
-        "time": lambda: _curves(figures, panels_of(rows, chosen, x_field, "ms"), "ms", title),
+        "time": lambda: _curves(
+            figures, panels_of(rows, chosen, x_field, "ms", least), "ms", title
+        ),
         "memory": lambda: _curves(
             figures, panels_of(rows, chosen, x_field, "peak_bytes"), "peak_bytes", title
         ),
@@ -256,7 +263,7 @@ def _bars(figures: Any, rows: list[dict[str, Any]], title: str | None) -> Any:
             time = row["times"][key]
             (bar,) = place.barh(y, time["ratio"] - 1, left=1, height=0.85, color=_COLOURS.get(key))
             handles.setdefault(key, bar)
-            text = f"{time['ratio']:.1f}×  {_short(time['ms'])} ms"
+            text = f"{time['ratio']:.1f}×  {_short(time['ms'])} ms{'~' if time['few'] else ''}"
             place.text(max(1.0, time["ratio"]) * 1.04, y, text, va="center", fontsize=7.5)
             y += 1
         ticks.append((top + y - 1) / 2)
@@ -328,19 +335,20 @@ def _advantage(figures: Any, rows: list[dict[str, Any]], title: str | None) -> A
             wide = 0.84 / len(_ADVANTAGES)
             for j, (words, colour, few, value) in ratios:
                 x = i + (j - (len(_ADVANTAGES) - 1) / 2) * wide
-                (bar,) = place.bar(x, value, width=wide * 0.94, color=colour, bottom=0)
+                (bar,) = place.bar(x, value - 1, width=wide * 0.94, color=colour, bottom=1)
                 handles.setdefault(words, bar)
                 text = f"{value:.3g}" if value < 100 else f"{value:.0f}"
                 place.text(
-                    x, value * 1.04, text + ("~" if few else ""),
-                    ha="center", va="bottom", fontsize=7.5,
+                    x, max(1.0, value) * 1.04, text + ("~" if few else ""),
+                    ha="center", va="bottom", fontsize=7.5, zorder=4,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
                 )  # fmt: skip
         place.set_xticks(range(len(found)), [f"B = {row['case']['B']}" for row in found])
         place.tick_params(axis="x", labelsize=8, length=0)
         paper = PAPER_ADVANTAGE.get((steps, slices))
         if paper is not None:
             line = place.axhline(paper, color="black", linestyle="--", linewidth=1.1, zorder=1)
-            handles.setdefault("the paper, on a GPU of 2018", line)
+            handles.setdefault("the paper, on its GPU", line)
             place.text(
                 len(found) - 0.52, paper * 1.05, f"paper {paper:g}", fontsize=8, ha="right",
                 va="bottom", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
@@ -418,8 +426,8 @@ def _footer(figure: Any, result: dict[str, Any], rows: Sequence[dict[str, Any]])
     room = (0.13 * len(lines) + 0.08) / height
     (legend,) = figure.legends
     count = len(legend.get_texts())
-    rows = math.ceil(count / _columns(figure, count))
-    bottom = room + (0.19 * rows + 0.12) / height
+    high = math.ceil(count / _columns(figure, count))
+    bottom = room + (0.19 * high + 0.12) / height
     figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom - 0.04 / height))
     legend.set_bbox_to_anchor((0.0, room), transform=figure.transFigure)
     figure.text(0.01, 0.06 / height, "\n".join(lines), fontsize=7, color=_GREY, va="bottom")

@@ -244,13 +244,16 @@ def plot_file(
         int | None,
         typer.Option(help="Rows with so many threads. Default: the most.", show_default=False),
     ] = None,
+    only: Annotated[
+        str, typer.Option(help="Of the cases, those whose line has this in it.", show_default=False)
+    ] = "",
     title: Annotated[str | None, typer.Option(help="What stands above it.")] = None,
 ) -> None:
     """Draw a result."""
     from penstock.bench.plots import draw
     from penstock.bench.results import load
 
-    draw(load(file), out, kind=kind, x_field=x, title=title, threads=threads)
+    draw(load(file), out, kind=kind, x_field=x, title=title, threads=threads, only=only)
     typer.echo(f"{out}")
 
 

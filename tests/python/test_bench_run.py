@@ -1,0 +1,466 @@
+"""Checks, timing and the runs of ``penstock bench``: that they work, never how fast."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from penstock.bench import checks, machine, reference, timing, worker
+from penstock.bench.cases import Case, parse_cases
+from penstock.bench.ours import Ours
+from penstock.bench.peer import Peer
+from penstock.bench.peers import BY_KEY, CONTENDERS
+from penstock.bench.problem import Problem
+from penstock.cli import main
+
+TINY = ["--budget", "0.01", "--threads", "1", "--quiet"]
+LINES = [
+    "gru T=5 B=3 D=4 H=6",
+    "gru T=5 B=3 D=4 H=6 layers=2 direction=bidirectional",
+    "lstm T=5 B=3 D=4 H=6",
+    "rnn T=5 B=3 D=4 H=6 layers=2",
+    "sru T=5 B=3 D=6 H=6",
+    "sru T=5 B=3 D=4 H=6 layers=2 direction=bidirectional",
+    "gru T=12 B=3 D=4 H=6 slices=2x3",
+    "lstm T=12 B=3 D=4 H=6 slices=2x3 direction=bidirectional",
+    "rnn T=12 B=3 D=4 H=6 slices=3",
+    "sru T=12 B=3 D=4 H=6 slices=2x2",
+]
+
+
+def one(line: str, **changes: Any) -> Case:
+    (case,) = parse_cases(line)
+    return Case.from_json({**case.as_json(), **changes})
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_our_results_are_those_of_plain_loops(line: str, dtype: str) -> None:
+    problem = Problem(one(line, dtype=dtype, mode="train"))
+    run = Ours()
+    run.prepare(problem, "cpu")
+    values = run.values()
+    errors = checks.check_ours(problem, values)
+    assert set(errors) == set(values)
+    assert {"y", "dx"} < set(errors)
+
+
+@pytest.mark.parametrize("name", ["y", "dx", "dlayers.0.weight_hh"])
+def test_a_wrong_result_is_found(name: str) -> None:
+    problem = Problem(one("gru T=5 B=3 D=4 H=6 pass=train"))
+    run = Ours()
+    run.prepare(problem, "cpu")
+    values = {key: np.array(value) for key, value in run.values().items()}
+    values[name].flat[0] += 0.01 * np.abs(values[name]).max()
+    with pytest.raises(checks.WrongResult, match=f"^{name} differs from float64 by "):
+        checks.check_ours(problem, values)
+    values[name].flat[0] = np.nan
+    with pytest.raises(checks.WrongResult, match="by inf"):
+        checks.check_ours(problem, values)
+
+
+def test_of_large_cases_the_first_sequences_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_MOST_NUMBERS", 2 * 5 * (4 + 6))
+    for line in ("gru T=5 B=3 D=4 H=6 pass=train", "gru T=5 B=3 D=4 H=6 slices=5 pass=train"):
+        problem = Problem(one(line))
+        assert checks.rows_checked(problem.case) == 2
+        run = Ours()
+        run.prepare(problem, "cpu")
+        assert set(checks.check_ours(problem, run.values())) == {"y", "dx"}
+
+
+def test_reference_takes_one_step_as_the_equations_say() -> None:
+    case = one("rnn T=1 B=1 D=2 H=1", dtype="float64")
+    parameters = {
+        "layers.0.weight_ih": np.array([[[1.0, 2.0]]]),
+        "layers.0.weight_hh": np.array([[[5.0]]]),
+        "layers.0.bias_ih": np.array([[0.25]]),
+        "layers.0.bias_hh": np.array([[0.5]]),
+    }
+    x = np.array([[[0.1, -0.3]]])
+    np.testing.assert_allclose(
+        reference.forward(case, parameters, x), np.tanh(0.1 - 0.6 + 0.75)[None, None, None]
+    )
+
+
+def peers_here() -> list[type[Peer]]:
+    return [kind for kind in CONTENDERS if kind.available("cpu")[0]]
+
+
+@pytest.mark.parametrize("kind", CONTENDERS, ids=lambda kind: kind.key)
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_peers_run_and_agree_where_they_do_the_same(kind: type[Peer], mode: str) -> None:
+    available, why = kind.available("cpu")
+    if not available:
+        pytest.skip(why)
+    cases = [case for line in LINES if not kind.applies(case := one(line, mode=mode))]
+    if not cases:
+        assert kind.key in ("numpy", "penstock-whole-last", "torch-whole-last")
+    for case in cases:
+        problem = Problem(case)
+        ours, peer = Ours(), kind()
+        ours.prepare(problem, "cpu")
+        peer.prepare(problem, "cpu")
+        peer.run()
+        peer.wait()
+        if kind.same:
+            values = peer.values()
+            assert ("dx" in values) == case.training
+            errors = checks.check_peer(problem, values, ours.values())
+            assert set(errors) == set(values)
+
+
+def test_contenders_are_chosen_by_options_case_and_availability() -> None:
+    case = one("gru T=5 B=3 D=4 H=6", peers=("numpy", "flashrnn"))
+    skipped: dict[str, str] = {}
+    found = worker.contenders_for(case, None, "cpu", skipped)
+    assert [kind.key for kind in found] == ["penstock", "numpy"]
+    assert skipped == {"flashrnn": "not on the CPU"}
+    assert [k.key for k in worker.contenders_for(case, [], "cpu", {})] == ["penstock"]
+
+
+def test_a_failing_peer_is_left_out_and_a_wrong_penstock_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken(BY_KEY["numpy"]):  # type: ignore[misc]
+        def run(self) -> Any:
+            raise RuntimeError("no such\nthing")
+
+    class Wrong(BY_KEY["numpy"]):  # type: ignore[misc]
+        def run(self) -> Any:
+            return 2 * super().run()
+
+    case = one("gru T=5 B=3 D=4 H=6", peers=("numpy",))
+    for kind, why in ((Broken, "RuntimeError: no such thing"), (Wrong, "y differs from ours by")):
+        monkeypatch.setattr(worker, "CONTENDERS", (Ours, kind))
+        row = worker.measure_case(case, None, "cpu", 0.01)
+        assert list(row["times"]) == ["penstock"]
+        assert row["skipped"]["numpy"].startswith(why)
+
+    monkeypatch.setattr(worker, "CONTENDERS", (Ours,))
+    monkeypatch.setattr(Ours, "call", lambda self, x, dy: (np.zeros((5, 3, 6)), None, []))
+    row = worker.measure_case(case, None, "cpu", 0.01)
+    assert "times" not in row
+    assert row["failed"].startswith("y differs from float64")
+
+
+def test_measuring_takes_turns_and_marks_those_with_few_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    order: list[str] = []
+
+    def takes(name: str, seconds: float) -> timing.Call:
+        def run() -> None:
+            clock[0] += seconds
+            order.append(name)
+
+        return timing.Call(run)
+
+    times, _ = timing.measure(
+        {"a": takes("a", 0.2), "slow": takes("slow", 0.5), "b": takes("b", 0.05)}, budget=2.0
+    )
+    assert times["a"]["ms"] == pytest.approx(200)
+    assert times["slow"]["few"]
+    assert times["slow"]["rounds"] == 4
+    assert not times["a"]["few"]
+    assert times["a"]["rounds"] == times["b"]["rounds"] >= 5
+    timed = order[order.index("slow") :]
+    assert timed.index("b") < len(timed) - 1 - timed[::-1].index("a")  # in turn, not one by one
+    times, _ = timing.measure({"a": takes("a", 100.0)}, budget=1.0)
+    assert times["a"]["rounds"] == 1
+    assert times["a"]["low"] == times["a"]["ms"] == times["a"]["high"]
+
+
+def test_short_calls_are_made_many_times_a_sample_but_once_with_cold_caches() -> None:
+    counts = {"warm": 0, "cold": 0}
+
+    def counting(name: str) -> timing.Call:
+        def run() -> None:
+            counts[name] += 1
+
+        return timing.Call(run)
+
+    warm, _ = timing.measure({"warm": counting("warm")}, budget=0.0)
+    flushes = []
+    cold, _ = timing.measure({"cold": counting("cold")}, 0.0, lambda: flushes.append(1))
+    assert counts["warm"] > 100
+    assert counts["cold"] == 2 + cold["cold"]["rounds"] == 2 + len(flushes)
+    assert warm["warm"]["low"] <= warm["warm"]["ms"] <= warm["warm"]["high"]
+
+
+def test_rates_and_shares() -> None:
+    row = {
+        "case": {"dtype": "float32"}, "operations": 2_000_000, "bytes": 8_000_000,
+        "times": {
+            "penstock": {"ms": 2.0, "same": True}, "other": {"ms": 3.0, "same": False},
+        },
+    }  # fmt: skip
+    worker.add_rates(row, {"copy_gb_per_s": 8.0, "gflop_per_s": {"float32": {"a": 1.0, "b": 4.0}}})
+    ours = row["times"]["penstock"]
+    assert ours["gflop_per_s"] == pytest.approx(1.0)
+    assert ours["gb_per_s"] == pytest.approx(4.0)
+    assert row["floor_ms"] == pytest.approx(1.0)  # memory, at 8 GB/s; products take half of it
+    assert ours["share"] == pytest.approx(0.5)
+    assert row["times"]["other"] == {"ms": 3.0, "same": False, "ratio": 1.5}
+
+
+def test_peak_memory_is_that_of_the_call() -> None:
+    if machine.resident_bytes() is None:
+        pytest.skip("the system does not say what memory a process has")
+    case = one("gru T=64 B=64 D=256 H=16")
+    peak = worker.peak_memory(case, "penstock", "cpu")
+    assert peak is not None
+    x = 64 * 64 * 256 * 4
+    assert x <= peak < 4 * x
+
+
+def test_the_machine_is_described() -> None:
+    found = machine.describe()
+    assert found["cores"] >= 1
+    assert found["versions"]["numpy"] == np.__version__
+    assert machine.differences(found, found) == []
+    assert machine.differences(found, {**found, "cores": -1}) == [
+        f"cores: {found['cores']} and -1"
+    ]  # fmt: skip
+
+
+# ---- the command -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result of three widths and a sliced network, beside NumPy."""
+    folder = tmp_path_factory.mktemp("bench")
+    out = folder / "deep" / "r.json"
+    arguments = [
+        "bench", "--case", "gru T=4 B=2 D=H H=4,6,8", "--case",
+        "rnn T=8 B=2 D=3 H=4 slices=2 pass=train memory=yes", "--peers", "numpy",
+        "--out", str(out), "--csv", str(folder / "r.csv"), *TINY,
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    return out
+
+
+def test_a_run_writes_what_it_measured(measured: Path) -> None:
+    data = json.loads(measured.read_text())
+    assert data["complete"]
+    assert data["settings"]["threads"] == [1]
+    assert [row["case"]["H"] for row in data["rows"]] == [4, 6, 8, 4]
+    assert data["ceilings"]["1"]["copy_gb_per_s"] > 0
+    for row in data["rows"][:3]:
+        assert set(row["times"]) == {"penstock", "numpy"}
+        for time in row["times"].values():
+            assert 0 < time["best"] <= time["low"] <= time["ms"] <= time["high"]
+            assert time["errors"]["y"] < 1e-4
+    sliced = data["rows"][3]
+    assert sliced["times"]["penstock"]["peak_bytes"] >= 0
+    assert sliced["skipped"] == {"numpy": "it has no backward pass"}
+    table = list(csv.DictReader((measured.parents[1] / "r.csv").open()))
+    assert [(r["op"], r["H"], r["by"]) for r in table[:2]] == [
+        ("gru", "4", "penstock"), ("gru", "4", "numpy"),
+    ]  # fmt: skip
+    assert table[-1]["remark"] == "left out: it has no backward pass"
+    assert float(table[0]["ms"]) == data["rows"][0]["times"]["penstock"]["ms"]
+
+
+def test_show_prints_the_tables_again(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "show", str(measured)]) == 0
+    text = capsys.readouterr().out
+    assert "GRU, 4 steps, batch 2, 8 → 8 features, float32, forward, 1 thread" in text
+    assert "NumPy loop" in text
+    assert "of 3 measurements" in text
+
+
+def changed(path: Path, to: Path, **changes: Any) -> Path:
+    """A copy of a result with our times multiplied, or its machine changed."""
+    data = json.loads(path.read_text())
+    for row in data["rows"]:
+        for key in ("ms", "low", "high", "best"):
+            row["times"]["penstock"][key] *= changes.get("factor", 1.0)
+    data["machine"].update(changes.get("machine", {}))
+    data["rows"] = data["rows"][: changes.get("rows")]
+    if changes.get("fails"):
+        del data["rows"][0]["times"]
+        data["rows"][0]["failed"] = "y differs"
+    to.write_text(json.dumps(data))
+    return to
+
+
+def test_compare_says_what_changed(
+    measured: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["bench", "compare", str(measured), str(measured)]) == 0
+    assert "0 faster, 0 slower, 4 within spread" in capsys.readouterr().out
+    slow = changed(measured, tmp_path / "slow.json", factor=1000.0)
+    assert main(["bench", "compare", str(measured), str(slow)]) == 1
+    text = capsys.readouterr().out
+    assert "0 faster, 4 slower" in text
+    assert "peers: median new / old 1.00" in text
+    assert main(["bench", "compare", str(slow), str(measured), "--all"]) == 0
+    text = capsys.readouterr().out
+    assert "4 faster, 0 slower" in text
+    assert "NumPy loop" in text
+    fewer = changed(measured, tmp_path / "fewer.json", rows=2)
+    assert main(["bench", "compare", str(measured), str(fewer)]) == 0
+    assert "only in the old file: gru T=4 B=2 D=8 H=8" in capsys.readouterr().out
+    broken = changed(measured, tmp_path / "broken.json", fails=True)
+    assert main(["bench", "compare", str(measured), str(broken)]) == 1
+    assert "FAILS NOW: gru T=4 B=2 D=4 H=4" in capsys.readouterr().out
+
+
+def test_compare_refuses_other_machines_unless_told(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = changed(
+        measured, tmp_path / "other.json", machine={"processor": "Abacus 9"}, factor=1000.0
+    )
+    assert main(["bench", "compare", str(measured), str(other)]) == 2
+    error = capsys.readouterr().err
+    assert "different machines" in error
+    assert "Abacus 9" in error
+    assert main(["bench", "compare", str(measured), str(other), "--across"]) == 0
+    assert "DIFFERENT MACHINES: processor" in capsys.readouterr().out
+
+
+def test_pictures_are_drawn(measured: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name, options in (
+        ("time.png", []),
+        ("h.svg", ["--kind", "time", "--x", "H", "--title", "By width"]),
+        ("bars.pdf", ["--kind", "bars", "--only", "H=8"]),
+    ):
+        out = tmp_path / name
+        assert main(["bench", "plot", str(measured), "--out", str(out), *options]) == 0
+        assert out.stat().st_size > 2000
+    assert (tmp_path / "time.png").read_bytes().startswith(b"\x89PNG")
+    assert "By width" in (tmp_path / "h.svg").read_text()  # in a comment beside the outlines
+
+
+def test_the_advantage_is_drawn_beside_the_papers(measured: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    data = json.loads(measured.read_text())
+    row = data["rows"][3]
+    row["case"] |= {"T": 512, "slices": [8, 8]}
+    time = row["times"]["penstock"]
+    for key in ("torch-whole-last", "torch-whole", "torch-composed", "penstock-whole-last"):
+        row["times"][key] = {**time, "name": key, "ms": 10 * time["ms"]}
+    (tmp_path / "r.json").write_text(json.dumps({**data, "plot": "advantage"}))
+    out = tmp_path / "a.svg"
+    assert main(["bench", "plot", str(tmp_path / "r.json"), "--out", str(out)]) == 0
+    assert out.stat().st_size > 2000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "x.gif"], "--out: expected a file ending in .png"),
+        (["--out", "x.png", "--kind", "pie"], "--kind: expected time"),
+        (["--out", "x.png", "--x", "D"], "--x: expected T, B, H, threads"),
+        (["--out", "x.png", "--x", "B"], "no cases differ in one field alone"),
+        (["--out", "x.png", "--kind", "memory"], "no series of peaks"),
+        (["--out", "x.png", "--kind", "advantage"], "no advantage to draw"),
+        (["--out", "x.png", "--threads", "64"], "--threads: expected a number"),
+        (["--out", "x.png", "--only", "lstm"], "no times to draw of cases with 'lstm'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], options: list[str], message: str,
+) -> None:  # fmt: skip
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "plot", str(measured), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--case", "gru T=1"], "--case: field B: missing"),
+        (["--case", " "], "--case: expected an operation"),
+        (["--suite", "quick", "--case", "gru T=1 B=1 D=1 H=1"], "not both"),
+        (["--suite", "none.txt"], "--suite: expected"),
+        (["--peers", "cudnn"], "--peers: expected peers of"),
+        (["--threads", "0"], "--threads: expected positive integers"),
+        (["--threads", "100000"], "--threads: expected at most"),
+        (["--sweep", "H"], "--sweep: expected FIELD"),
+        (["--sweep", "G=1"], "--sweep: expected a field of"),
+        (["--only", "tpu"], "--only: expected a part of a case's line"),
+        (["--budget", "0"], "--budget: expected a positive number"),
+        (["--device", "tpu"], "--device: expected cpu or cuda"),
+        (["--out", "."], "is a folder"),
+    ],
+)
+def test_mistakes_in_options_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    options: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("penstock: error: ")
+    assert message in error
+
+
+def test_files_that_are_no_results_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.json"
+    for text in ("{", "[]", '{"format": "other"}', '{"format": "penstock-bench-1"}'):
+        path.write_text(text)
+        assert main(["bench", "show", str(path)]) == 2
+        assert "expected a result of penstock bench" in capsys.readouterr().err
+    assert main(["bench", "show", str(tmp_path / "missing")]) == 2
+
+
+def test_list_names_suites_and_peers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["bench", "list"]) == 0
+    text = capsys.readouterr().out
+    for name in ("quick", "srnn-table3", "torch-composed", "accelerated-scan"):
+        assert name in text
+    here = importlib.util.find_spec("jax") is not None
+    line = next(line for line in text.splitlines() if line.strip().startswith("jax "))
+    assert ("yes" in line) == here
+
+
+def test_a_worker_that_dies_costs_one_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from penstock.bench import runner
+
+    # Stands in for a case that takes more memory than there is.
+    code = (
+        "import os\nfrom penstock.bench import worker\nreal = worker.measure_case\n"
+        "def measure(case, *rest):\n"
+        "    os.kill(os.getpid(), 9) if case.H == 6 else None\n"
+        "    return real(case, *rest)\n"
+        "worker.measure_case = measure\nworker.main()\n"
+    )
+    monkeypatch.setattr(runner, "_CODE", "import sys; sys.path[:] = {path!r}\n" + code)
+    out = tmp_path / "r.json"
+    line = "gru T=4 B=2 D=H H=4,6,8"
+    assert main(["bench", "--case", line, "--peers", "none", "--out", str(out), *TINY]) == 1
+    data = json.loads(out.read_text())
+    assert [row["case"]["H"] for row in data["rows"]] == [4, 6, 8]
+    assert ["failed" in row for row in data["rows"]] == [False, True, False]
+    assert "signal 9" in data["rows"][1]["failed"]
+    assert "1 measurement FAILED" in capsys.readouterr().out
