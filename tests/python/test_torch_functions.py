@@ -524,6 +524,35 @@ def test_strides() -> None:
     total.backward()
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", [n for n in EACH if not n.startswith("sliced")])
+def test_transforms(name: str) -> None:
+    """torch.func.grad and vjp, and gradients of each of a batch by vmap of grad."""
+    case = CASES[name]()
+    floats = case.floats()
+    outputs = case.outputs(case.call(pt, *floats))
+    torch.autograd.backward(outputs, case.given)
+
+    def loss(*f: Any) -> Any:
+        results = case.outputs(case.call(pt, *f))
+        return sum((r * g).sum() for r, g in zip(results, case.given, strict=True))
+
+    plain = tuple(f.detach() for f in floats)
+    found = torch.func.grad(loss, argnums=tuple(range(len(plain))))(*plain)
+    for f, d in zip(floats, found, strict=True):
+        torch.testing.assert_close(d, f.grad, rtol=1e-13, atol=1e-13)
+    _, back = torch.func.vjp(lambda *f: tuple(case.outputs(case.call(pt, *f))), *plain)
+    for f, d in zip(floats, back(tuple(case.given)), strict=True):
+        torch.testing.assert_close(d, f.grad, rtol=1e-13, atol=1e-13)
+
+    several = torch.stack([plain[0], plain[0] * 2, plain[0] - 1])
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(0, *(None,) * (len(plain) - 1)))
+    expected = [torch.func.grad(loss)(x, *plain[1:]) for x in several]
+    torch.testing.assert_close(each(several, *plain[1:]), torch.stack(expected))
+    with pytest.raises(RuntimeError, match="expected to be differentiated once"):
+        torch.func.grad(lambda x: torch.func.grad(loss)(x, *plain[1:]).sum())(plain[0])
+
+
 def test_lengths() -> None:
     case = CASES["gru-after-tanh"]()
     x = case.floats()

@@ -435,6 +435,27 @@ def test_functional_call_and_parametrization(cell: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("cell", [*CELLS, "SRU"])
+def test_gradients_of_each_sequence(cell: str) -> None:
+    """vmap of grad over functional_call: as a loop over the batch."""
+    from torch.func import functional_call, grad, vmap
+
+    module = getattr(pt, cell)(5, 4, 2, **DOUBLE)
+    x = torch.randn(6, 3, 5, **DOUBLE)
+    state = {n: p.detach() for n, p in module.named_parameters()}
+
+    def loss(state: Any, sequence: Any) -> Any:
+        return functional_call(module, state, (sequence[:, None],))[0].square().sum()
+
+    found = vmap(grad(loss), in_dims=(None, 1))(state, x)
+    for b in range(3):
+        module.zero_grad()
+        module(x[:, b : b + 1])[0].square().sum().backward()
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(found[name][b], p.grad)
+
+
 # ---- beside the layers for NumPy -----------------------------------------------------------------
 
 PAIRS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {

@@ -96,6 +96,8 @@ def _run(
     """Call an operation that takes no lists; the last of its results is not for users."""
     if torch.compiler.is_compiling() or not _direct(tensors):
         _check_tensors(names, tensors)
+        if not torch.compiler.is_compiling() and _ops.transformed():
+            return _ops.TRANSFORMABLE_CALLS[name](*tensors, *options, True)
         op = getattr(torch.ops.penstock, name).default
         return op(*tensors, *options, _need_grad(tensors))
     if _need_grad(tensors):

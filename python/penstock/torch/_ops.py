@@ -31,12 +31,19 @@ LIBRARY = torch.library.Library("penstock", "DEF")
 CALLS: dict[str, Callable[..., tuple[Any, ...]]] = {}
 # The same, with autograd; of the operations that take no lists.
 DIFFERENTIABLE_CALLS: dict[str, Callable[..., tuple[Any, ...]]] = {}
+# And with the operator, for torch.func's transforms, which the operator's own autograd refuses.
+TRANSFORMABLE_CALLS: dict[str, Callable[..., tuple[Any, ...]]] = {}
 
 _SMALL = 1 << 18
 _HOST = torch.device("cpu")
 
 # Values that a step keeps for the backward pass, in units of its state.
 _KEPT = {"rnn": 1, "gru": 4, "lstm": 4}
+
+
+def transformed() -> bool:
+    """Whether one of torch.func's transforms is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def unobserved() -> bool:
@@ -49,7 +56,7 @@ def unobserved() -> bool:
     return (
         c._len_torch_dispatch_stack() == 0
         and c._len_torch_function_stack() == 0
-        and c._functorch.peek_interpreter_stack() is None
+        and not transformed()
         and not c._is_any_autocast_enabled()
         and c._get_tracing_state() is None
     )
@@ -302,6 +309,8 @@ def _define(
         run = backward_op
         if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and unobserved():
             run = backward
+        elif name in TRANSFORMABLE_CALLS and transformed():
+            run = backward_under_transforms
         found = run(*inputs, *ctx.options, reserve, *given)
         # An empty list counts as a list of tensors, and so has a list for its gradient.
         nothing: list[Any] = [[] if option == [] else None for option in ctx.options]
@@ -319,11 +328,19 @@ def _define(
             keep(ctx, inputs, output)
             return output
 
-        members = {
-            "forward": staticmethod(forward_and_keep), "backward": staticmethod(differentiate)
-        }  # fmt: skip
-        function: Any = type(name, (torch.autograd.Function,), members)
-        DIFFERENTIABLE_CALLS[name] = function.apply
+        def keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+            pass
+
+        def function(forward: Any, backward: Any, setup_context: Any = None) -> Any:
+            members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+            if setup_context is not None:
+                members["setup_context"] = staticmethod(setup_context)
+            members["generate_vmap_rule"] = setup_context is not None  # type: ignore[assignment]
+            return type(name, (torch.autograd.Function,), members).apply  # type: ignore[attr-defined]
+
+        DIFFERENTIABLE_CALLS[name] = function(forward_and_keep, differentiate)
+        TRANSFORMABLE_CALLS[name] = function(forward_op, differentiate, keep)
+        backward_under_transforms = function(backward_op, refuse, keep_nothing)
 
     torch.library.register_autograd(
         f"penstock::{name}", differentiate, setup_context=keep, lib=LIBRARY
