@@ -545,6 +545,11 @@ def test_transforms(name: str) -> None:
     for f, d in zip(floats, back(tuple(case.given)), strict=True):
         torch.testing.assert_close(d, f.grad, rtol=1e-13, atol=1e-13)
 
+    with torch.autocast("cpu", torch.bfloat16):
+        low = torch.func.grad(lambda x: loss(x, *(f.float() for f in plain[1:])))(plain[0].float())
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.double(), found[0], rtol=0.1, atol=0.1)
+
     several = torch.stack([plain[0], plain[0] * 2, plain[0] - 1])
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(0, *(None,) * (len(plain) - 1)))
     expected = [torch.func.grad(loss)(x, *plain[1:]) for x in several]

@@ -97,6 +97,9 @@ def _run(
     if torch.compiler.is_compiling() or not _direct(tensors):
         _check_tensors(names, tensors)
         if not torch.compiler.is_compiling() and _ops.transformed():
+            device = tensors[0].device.type
+            if torch.is_autocast_enabled(device):  # before what is given is kept
+                tensors = tuple(_ops.autocast_inputs(tensors, device))
             return _ops.TRANSFORMABLE_CALLS[name](*tensors, *options, True)
         op = getattr(torch.ops.penstock, name).default
         return op(*tensors, *options, _need_grad(tensors))

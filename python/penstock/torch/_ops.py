@@ -351,22 +351,29 @@ def _define(
         LIBRARY.impl(name, _autocast(forward_op, device), f"Autocast{device.upper()}")
 
 
-def _autocast(op: Any, device: str) -> Callable[..., Any]:
-    """Run an operator in the type that autocast has chosen, as torch.nn's recurrent layers do."""
+def autocast_inputs(values: Sequence[Any], device: str) -> list[Any]:
+    """What autocast on a type of device, which is on, makes of an operator's arguments."""
+    dtype = torch.get_autocast_dtype(device)
 
-    def cast(value: Any, dtype: torch.dtype) -> Any:
+    def cast(value: Any) -> Any:
         if isinstance(value, list):
-            return [cast(v, dtype) for v in value]
+            return [cast(v) for v in value]
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         if value.device.type != device or value.dtype == torch.float64:
             return value
         return value.to(dtype)
 
+    return [cast(value) for value in values]
+
+
+def _autocast(op: Any, device: str) -> Callable[..., Any]:
+    """Run an operator in the type that autocast has chosen, as torch.nn's recurrent layers do."""
+
     def kernel(*arguments: Any) -> Any:
-        dtype = torch.get_autocast_dtype(device)
+        given = autocast_inputs(arguments, device)
         with torch.autocast(device, enabled=False):
-            return op(*[cast(a, dtype) for a in arguments])
+            return op(*given)
 
     return kernel
 
