@@ -224,34 +224,67 @@ def test_kinds_of_lengths(kind: Any) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_one_training_step_is_that_of_the_numpy_layer() -> None:
+# Layers of a single one, and the same in JAX from their parameters by name.
+LAYERS: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], Any]]] = {
+    "rnn": (
+        lambda: penstock.RNN(5, 16, seed=1),
+        lambda x, p: pj.rnn(x, **{n.removeprefix("layers.0."): a for n, a in p.items()}).y,
+    ),
+    "gru": (
+        lambda: penstock.GRU(5, 16, seed=1),
+        lambda x, p: pj.gru(x, **{n.removeprefix("layers.0."): a for n, a in p.items()}).y,
+    ),
+    "lstm": (
+        lambda: penstock.LSTM(5, 16, seed=1),
+        lambda x, p: pj.lstm(x, **{n.removeprefix("layers.0."): a for n, a in p.items()}).y,
+    ),
+    "sru": (
+        lambda: penstock.SRU(5, 16, seed=1),
+        lambda x, p: pj.sru(x, **{n.removeprefix("layers.0."): a for n, a in p.items()}).y,
+    ),
+    "sliced": (
+        lambda: penstock.SlicedRNN(5, 16, slices=(3,), seed=1),
+        lambda x, p: (
+            pj.sliced(
+                "gru",
+                x,
+                [
+                    [p[f"levels.{i}.{n}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+                    for i in range(2)
+                ],
+                slices=(3,),
+            ).y
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_training_step_is_that_of_the_numpy_layer(name: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((12, 8, 5)).astype(np.float32)
-    target = rng.standard_normal((12, 8, 16)).astype(np.float32)
-    rate = np.float32(0.1)
-    layer = penstock.GRU(5, 16, seed=1)
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    before = {n: next(a for k, a in layer.parameters().items() if n in k) for n in names}
-    before = {n: a.copy() for n, a in before.items()}
-
-    output = penstock.gru(x, *before.values())
-    assert output.backprop is not None
-    difference = output.y - target
-    grads = output.backprop(2 * difference / np.float32(difference.size))
-    stepped = {n: a - rate * getattr(grads, f"d{n}") for n, a in before.items()}
+    make, function = LAYERS[name]
+    layer = make()
+    before = {n: a.copy() for n, a in layer.parameters().items()}
+    output = layer(x, training=True)
+    target = rng.standard_normal(output.y.shape).astype(np.float32)
+    loss, backprop = penstock.nn.mean_squared_error(output.y, target)
+    optimizer = penstock.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer.step(output.backprop(backprop()).dparameters)
 
     @jax.jit
     def step(parameters: dict[str, Any]) -> Any:
         def loss(parameters: dict[str, Any]) -> Any:
-            return jnp.mean((pj.gru(x, **parameters).y - target) ** 2)
+            return jnp.mean((function(x, parameters) - target) ** 2)
 
         value, gradient = jax.value_and_grad(loss)(parameters)
-        return value, jax.tree.map(lambda a, g: a - rate * g, parameters, gradient)
+        return value, jax.tree.map(lambda a, g: a - np.float32(0.1) * g, parameters, gradient)
 
     value, after = step(before)
-    assert float(value) == pytest.approx(float((difference**2).mean()), rel=1e-6)
-    for name in names:
-        np.testing.assert_allclose(after[name], stepped[name], rtol=0, atol=1e-6)
+    assert float(value) == pytest.approx(float(loss), rel=1e-6)
+    for parameter, array in layer.parameters().items():
+        assert not np.array_equal(array, before[parameter]), parameter
+        np.testing.assert_allclose(after[parameter], array, rtol=0, atol=1e-6, err_msg=parameter)
 
 
 # ---- errors --------------------------------------------------------------------------------------
