@@ -6,6 +6,7 @@ CuPy and a device, tests that take ``backend`` run there too.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -170,6 +171,22 @@ def cpu_only() -> None:
     """Skip where a plugin stands in for the CPU."""
     if HOST_PLUGIN:
         pytest.skip("about the CPU's own code, and PENSTOCK_HOST_PLUGIN replaces it")
+
+
+@pytest.fixture
+def resident_bytes() -> Callable[[], int]:
+    """Memory of this process that is in use, asked for after a collection of garbage."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("needs /proc")
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("the address sanitizer keeps what is freed")
+
+    def measure() -> int:
+        gc.collect()
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    return measure
 
 
 @pytest.fixture
