@@ -31,10 +31,11 @@ AnyProblem = Problem | RecurrentProblem | SlicedProblem
 
 
 @pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
+def double_precision_on_the_cpu() -> Iterator[None]:
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
-    yield
+    with jax.default_device(jax.devices("cpu")[0]):  # the bits are those of the CPU
+        yield
     jax.config.update("jax_enable_x64", before)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +17,14 @@ if os.environ.get("PENSTOCK_HOST_PLUGIN"):
 
 import jax.numpy as jnp  # noqa: E402
 import penstock.jax as pj  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """Results are compared with the CPU's."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
+
 
 T, B, D, H = 6, 3, 4, 5
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -292,6 +300,7 @@ def test_many_threads_at_once() -> None:
     w, r = ((0.2 * rng.standard_normal((1, 4 * width, width))).astype(np.float32) for _ in range(2))
     xs = rng.standard_normal((6, 30, 16, width)).astype(np.float32)
     expected = [penstock.lstm(x, w, r, need_grad=False).y for x in xs]
+    xs = jax.device_put(xs, jax.devices("cpu")[0])  # for other threads, too
 
     @jax.jit
     def independent(xs: Any) -> Any:
