@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from penstock.bench import checks, machine, reference, timing, worker
+from penstock.bench import checks, machine, reference, table, timing, worker
 from penstock.bench.cases import Case, parse_cases
 from penstock.bench.ours import Ours
 from penstock.bench.peer import Peer
@@ -266,12 +266,12 @@ def test_a_run_writes_what_it_measured(measured: Path) -> None:
     sliced = data["rows"][3]
     assert sliced["times"]["penstock"]["peak_bytes"] >= 0
     assert sliced["skipped"] == {"numpy": "it has no backward pass"}
-    table = list(csv.DictReader((measured.parents[1] / "r.csv").open()))
-    assert [(r["op"], r["H"], r["by"]) for r in table[:2]] == [
+    lines = list(csv.DictReader((measured.parents[1] / "r.csv").open()))
+    assert [(r["op"], r["H"], r["by"]) for r in lines[:2]] == [
         ("gru", "4", "penstock"), ("gru", "4", "numpy"),
     ]  # fmt: skip
-    assert table[-1]["remark"] == "left out: it has no backward pass"
-    assert float(table[0]["ms"]) == data["rows"][0]["times"]["penstock"]["ms"]
+    assert lines[-1]["remark"] == "left out: it has no backward pass"
+    assert float(lines[0]["ms"]) == data["rows"][0]["times"]["penstock"]["ms"]
 
 
 def test_show_prints_the_tables_again(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +280,26 @@ def test_show_prints_the_tables_again(measured: Path, capsys: pytest.CaptureFixt
     assert "GRU, 4 steps, batch 2, 8 → 8 features, float32, forward, 1 thread" in text
     assert "NumPy loop" in text
     assert "of 3 measurements" in text
+
+
+def test_titles_name_what_is_not_usual() -> None:
+    case = one("sru T=1 B=3 D=6 H=6 direction=bidirectional layers=2 cache=cold pass=train")
+    row = {"case": case.as_json(), "threads": 0}
+    assert table.title(row) == (
+        "2-layer bidirectional SRU, 1 step, batch 3, 6 → 6 features, float32, forward + backward, "
+        "on the GPU, cold caches"
+    )
+
+
+def test_a_peer_is_faster_only_beyond_the_spread_and_in_the_same_work() -> None:
+    ours = {"ms": 2.0, "low": 1.9, "high": 2.1, "same": True}
+    times = {
+        "penstock": ours,
+        "torch": {**ours, "ms": 1.95, "low": 1.85, "high": 2.0},
+        "jax": {**ours, "ms": 1.0, "low": 0.9, "high": 1.1},
+        "torch-lstm": {**ours, "ms": 1.0, "low": 0.9, "high": 1.1, "same": False},
+    }
+    assert table.faster_peers({"times": times}) == ["jax"]
 
 
 def changed(path: Path, to: Path, **changes: Any) -> Path:

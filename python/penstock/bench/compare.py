@@ -9,6 +9,7 @@ from typing import Any
 from penstock.bench.machine import differences
 from penstock.bench.peers import OURS_KEY
 from penstock.bench.results import row_key
+from penstock.bench.runner import threads_in_words
 from penstock.training.errors import UserError
 
 FASTER, SLOWER, SAME = "faster", "slower", "within spread"
@@ -90,7 +91,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], across: bool = False) -> C
     old_rows = {row_key(row): row for row in old["rows"]}
     new_rows = {row_key(row): row for row in new["rows"]}
     for key, row in new_rows.items():
-        where = f"{key[0]}, {key[1]} thread(s)"
+        where = f"{key[0]}, {threads_in_words(key[1])}"
         if key not in old_rows:
             found.only_new.append(where)
             continue
@@ -105,7 +106,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], across: bool = False) -> C
         found.only_old += [
             f"{where}: {time['name']}" for who, time in then.items() if times and who not in times
         ]
-    found.only_old += [f"{k[0]}, {k[1]} thread(s)" for k in old_rows if k not in new_rows]
+    found.only_old += [f"{k[0]}, {threads_in_words(k[1])}" for k in old_rows if k not in new_rows]
     if not found.changes and not found.broken:
         raise UserError("the results have no case in common")
     return found

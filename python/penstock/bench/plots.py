@@ -12,6 +12,7 @@ from typing import Any
 from penstock.bench.cases import Case
 from penstock.bench.machine import in_words
 from penstock.bench.peers import BY_KEY, OURS_KEY
+from penstock.bench.runner import threads_in_words
 from penstock.training.errors import UserError, require
 
 KINDS = ("time", "memory", "bars", "advantage")
@@ -25,7 +26,7 @@ _PASSES = {"forward": "forward", "train": "forward + backward"}
 #: Colours that people with colour blindness tell apart; the same everywhere for a contender.
 _COLOURS = {
     "penstock": "#0072B2", "penstock-whole": "#56B4E9", "penstock-whole-last": "#56B4E9",
-    "torch": "#D55E00", "torch-lstm": "#D55E00", "torch-composed": "#882255",
+    "torch": "#D55E00", "torch-lstm": "#882255", "torch-composed": "#882255",
     "torch-whole": "#E69F00", "torch-whole-last": "#D55E00", "sru": "#009E73",
     "jax": "#CC79A7", "keras": "#E69F00", "numpy": "#7F7F7F", "conv2": "#E69F00",
     "conv3": "#A67300", "dilated-cnn": "#009E73", "products": "#333333",
@@ -83,7 +84,7 @@ def draw(
     most = max(row["threads"] for row in rows)
     if threads is not None and not any(row["threads"] == threads for row in rows):
         raise UserError(f"--threads: expected a number that was measured (actual: {threads})")
-    chosen = [row for row in rows if row["threads"] == (threads or most)]
+    chosen = [row for row in rows if row["threads"] == (most if threads is None else threads)]
     least = 2
     if kind is None:
         kind = "advantage" if result.get("plot") == "advantage" else "time"
@@ -416,7 +417,8 @@ def _footer(figure: Any, result: dict[str, Any], rows: Sequence[dict[str, Any]])
         f"{name} {version}" for name, version in machine["versions"].items() if name in used
     )
     threads = sorted({row["threads"] for row in rows})
-    words = f"{in_words(machine)}, {', '.join(map(str, threads))} thread(s); {versions}; "
+    counts = " and ".join(threads_in_words(n) for n in threads)
+    words = f"{in_words(machine)}, {counts}; {versions}; "
     words += f"{str(machine['date'])[:10]}."
     if any(time["few"] for row in rows for time in row["times"].values()):
         words += " ~: few rounds."

@@ -61,7 +61,7 @@ class Run:
 
     Args:
         suite: what is measured.
-        threads: numbers of threads, one after the other; on a GPU one number, which is only noted.
+        threads: numbers of threads, one after the other; on a GPU only 0.
         device: "cpu" or "cuda".
         budget: seconds for each measurement.
         peers: keys of those to measure; None for all.
@@ -230,13 +230,20 @@ def _ceilings_in_words(ceilings: dict[str, Any], threads: int) -> str:
         for dtype, rates in ceilings["gflop_per_s"].items()
         if rates
     )
-    words = f"ceilings with {threads} thread(s): copy {ceilings['copy_gb_per_s']:.1f} GB/s"
+    words = f"ceilings, {threads_in_words(threads)}: copy {ceilings['copy_gb_per_s']:.1f} GB/s"
     return f"{words}, {rates}" if rates else words
+
+
+def threads_in_words(threads: int) -> str:
+    """``2 threads``; for 0, which stands for a GPU, ``on the GPU``."""
+    if not threads:
+        return "on the GPU"
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def row_in_words(row: dict[str, Any]) -> str:
     """A row on one line."""
-    where = f"{row['label']}, {row['threads']} thread(s)"
+    where = f"{row['label']}, {threads_in_words(row['threads'])}"
     if "failed" in row:
         return f"{where}: FAILED: {row['failed']}"
     times = ", ".join(

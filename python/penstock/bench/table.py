@@ -12,6 +12,7 @@ from rich.text import Text
 from penstock.bench.cases import Case
 from penstock.bench.machine import in_words
 from penstock.bench.peers import OURS_KEY
+from penstock.bench.runner import threads_in_words
 
 _PASSES = {"forward": "forward", "train": "forward + backward"}
 #: Processors that others kept busy, above which a measurement is marked.
@@ -32,7 +33,7 @@ def title(row: dict[str, Any]) -> str:
         f"{case.D} → {case.H} features",
         case.dtype,
         _PASSES[case.mode],
-        f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}",
+        threads_in_words(row["threads"]),
     ]
     if case.cache == "cold":
         words.append("cold caches")
@@ -59,8 +60,8 @@ def _row_table(row: dict[str, Any]) -> RenderableType:
     times = row["times"]
     fast = faster_peers(row)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("who", no_wrap=True, min_width=29)
-    columns = ["ms", "±", "times ours", "GFLOP/s", "ceiling"]
+    table.add_column("who", no_wrap=True, min_width=27)
+    columns = ["ms", "±", "× ours", "GFLOP/s", "ceiling"]
     columns += ["MiB"] if any("peak_bytes" in time for time in times.values()) else []
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -70,7 +71,7 @@ def _row_table(row: dict[str, Any]) -> RenderableType:
         cells = {
             "ms": milliseconds(time["ms"]) + ("~" if time["few"] else " "),
             "±": f"{50 * (time['high'] - time['low']) / time['ms']:.0f} %",
-            "times ours": f"{ratio} !" if key in fast else f"{ratio}  ",
+            "× ours": f"{ratio} !" if key in fast else f"{ratio}  ",
             "GFLOP/s": f"{time['gflop_per_s']:.3g}" if "gflop_per_s" in time else "",
             "ceiling": f"{100 * time['share']:.0f} %" if time.get("share") else "",
             "MiB": "" if peak is None else f"{peak / 2**20:.0f}",
@@ -93,7 +94,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         line(f"{in_words(machine)}; {machine['system']}")
         line(f"{versions}; Python {machine['python']}; {machine['date']}")
     line(
-        "ms: median time of one call, less is better; ±: half the distance of the quartiles; times "
+        "ms: median time of one call, less is better; ±: half the distance of the quartiles; × "
         "ours: 2.00 takes twice as long as penstock; ceiling: share of what this machine's memory "
         "and BLAS would allow; MiB: peak of memory. *: does other work than penstock; ~: few "
         "rounds; !: faster than penstock."

@@ -44,8 +44,8 @@ def contenders_for(
                 continue
         why = kind.applies(case)
         if why:
-            # Somebody who names a peer is told why it is not there.
-            if case.peers is not None or keys is not None:
+            # Somebody who names a peer is told why it is not there; a suite's list is for all.
+            if keys is not None:
                 skipped[kind.key] = why
             continue
         available, why = kind.available(device)

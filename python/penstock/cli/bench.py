@@ -125,7 +125,7 @@ def run(
 
     measuring = Run(
         chosen,
-        threads=counts if where == "cpu" else counts[-1:],
+        threads=counts if where == "cpu" else [0],
         device=where,
         budget=budget or chosen.budget or _BUDGET,
         peers=_peers(peers, chosen),

@@ -11,6 +11,7 @@ import numpy as np
 
 from penstock.bench.cases import Case
 from penstock.bench.peer import Peer, one_line
+from penstock.bench.peers.jax_scan import full_precision
 from penstock.bench.problem import Problem, TorchLibrary
 
 
@@ -73,7 +74,7 @@ class KerasGRU(Peer):
         if keras.config.backend() == "torch":
             self._prepare_torch(layer, x, dy, device)
         else:
-            self._prepare_jax(layer, x, dy)
+            self._prepare_jax(layer, x, dy, device)
 
     def _prepare_torch(self, layer: Any, x: np.ndarray, dy: np.ndarray, device: str) -> None:
         self.library = TorchLibrary(device)
@@ -96,8 +97,9 @@ class KerasGRU(Peer):
 
         self.call = train
 
-    def _prepare_jax(self, layer: Any, x: np.ndarray, dy: np.ndarray) -> None:
+    def _prepare_jax(self, layer: Any, x: np.ndarray, dy: np.ndarray, device: str) -> None:
         jax: Any = importlib.import_module("jax")
+        full_precision(jax, device)
 
         trained = [variable.value for variable in layer.trainable_variables]
         others = [variable.value for variable in layer.non_trainable_variables]
