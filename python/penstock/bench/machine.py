@@ -37,9 +37,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "gpu": _gpu() if device == "cuda" else None,
         "python": platform.python_version(),
         "versions": _versions(),
-        "penstock": {
-            key: config[key] for key in ("cpu_isa", "blas", "blas_core", "compiler", "cuda_status")
-        },
+        "penstock": {key: config[key] for key in ("cpu_isa", "blas", "blas_core", "compiler")},
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

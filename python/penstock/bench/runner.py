@@ -97,7 +97,7 @@ class Run:
             "plot": suite.plot,
             "settings": {
                 "device": device, "threads": self.threads, "budget": budget, "peers": self.peers,
-                "memory": memory, "arguments": sys.argv[1:],
+                "memory": memory,
             },
             "machine": {},
             "peers": {},
