@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import penstock
 import pytest
 
 pytest.importorskip("typer")
@@ -117,6 +120,35 @@ def test_peers_run_and_agree_where_they_do_the_same(kind: type[Peer], mode: str)
             assert ("dx" in values) == case.training
             errors = checks.check_peer(problem, values, ours.values())
             assert set(errors) == set(values)
+
+
+def test_the_scan_of_a_package_for_gpus_makes_an_sru_without_v(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    def scan(gates: Any, tokens: Any) -> Any:
+        states = [torch.zeros_like(tokens[..., 0])]
+        for t in range(tokens.shape[-1]):
+            states.append(gates[..., t] * states[-1] + tokens[..., t])
+        return torch.stack(states[1:], dim=-1)
+
+    # The package needs a GPU to import; its scan is this one over (B, H, T).
+    stand_in = types.ModuleType("accelerated_scan.warp")
+    stand_in.scan = scan  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "accelerated_scan", types.ModuleType("accelerated_scan"))
+    monkeypatch.setitem(sys.modules, "accelerated_scan.warp", stand_in)
+    problem = Problem(one("sru T=32 B=3 D=6 H=6 pass=train"))
+    peer = BY_KEY["accelerated-scan"]()
+    assert type(peer).applies(problem.case) == ""
+    peer.prepare(problem, "cpu")
+    weights = [problem.parameters[f"layers.0.{name}"] for name in ("weight", "bias")]
+    scale = float(problem.parameters["layers.0.scale_x"])
+    out = penstock.sru(problem.x, weights[0], None, weights[1], scale_x=scale)
+    assert out.backprop is not None
+    values = peer.values()
+    np.testing.assert_allclose(values["y"], out.y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values["dx"], out.backprop(problem.dy).dx, rtol=1e-4, atol=1e-5)
 
 
 def test_contenders_are_chosen_by_options_case_and_availability() -> None:

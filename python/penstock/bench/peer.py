@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -39,6 +40,9 @@ class Peer(ABC):
         if device not in cls.devices:
             return False, f"not on {'a GPU' if device == 'cuda' else 'the CPU'}"
         if cls.module:
+            package = cls.module.partition(".")[0]
+            if importlib.util.find_spec(package) is None:
+                return False, f"{package} is not installed"
             try:
                 importlib.import_module(cls.module)
             except Exception as error:  # packages that compile on import raise anything
@@ -87,6 +91,16 @@ class TorchPeer(Peer):
     trained: dict[str, Any]
     #: The axes of ours in x and y, if the version has another order; None if not.
     axes: ClassVar[tuple[int, ...] | None] = None
+
+    @classmethod
+    def available(cls, device: str) -> tuple[bool, str]:
+        found = super().available(device)
+        if found[0] and device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                return False, "torch finds no CUDA device"
+        return found
 
     @abstractmethod
     def build(self, problem: Problem) -> Any:

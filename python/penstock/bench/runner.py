@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from penstock.bench.cases import Case, Suite
@@ -92,7 +93,7 @@ class Run:
         self.save = save
         self.result: dict[str, Any] = {
             "format": FORMAT,
-            "suite": suite.name,
+            "suite": Path(suite.name).name,
             "description": suite.description,
             "plot": suite.plot,
             "settings": {
