@@ -376,6 +376,15 @@ def test_scale_and_slices_are_not_traced() -> None:
         jax.jit(lambda value: sliced(slices=(value,)))(2)
 
 
+def test_symbolic_shapes_are_refused() -> None:
+    from jax import export
+
+    (batch,) = export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((4, batch, 3), np.float32)
+    with pytest.raises(TypeError, match=r"x: expected a shape of numbers \(actual: \(4, b, 3\)\)"):
+        jax.eval_shape(lambda x: gru(x=x), x)
+
+
 def test_traced_lengths_that_are_wrong_fail_when_they_are_read() -> None:
     run = jax.jit(lambda lengths: gru(lengths=lengths).y)
     np.testing.assert_array_equal(run(np.array([4, 0])), np.zeros((4, 2, 5)))

@@ -21,7 +21,8 @@ def array(name: str, value: Any) -> Array:
     """value as an array of JAX.
 
     Raises:
-        TypeError: it is not an array, or its elements are of a type that no operation takes.
+        TypeError: it is not an array, its elements are of a type that no operation takes, or a
+            dimension is symbolic: sizes of memory are told while a function is traced.
     """
     if not isinstance(value, (jax.Array, np.ndarray)) and not hasattr(value, "__jax_array__"):
         raise TypeError(
@@ -30,6 +31,8 @@ def array(name: str, value: Any) -> Array:
     dtype = getattr(value, "dtype", None)
     if dtype is not None and name_of(dtype) not in _DTYPES:
         raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16 (actual: {dtype})")
+    if not all(isinstance(n, int) for n in getattr(value, "shape", ())):
+        raise TypeError(f"{name}: expected a shape of numbers (actual: {value.shape})")
     return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
