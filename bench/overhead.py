@@ -9,7 +9,9 @@ run in turn, round after round, so that a drift of the machine hits all alike; f
 - NumPy, torch: arrays of that library, taken by the fast path for their type.
 - plain __dlpack__: the same tensors as instances of a subclass, which are taken through the Python
   protocol.
+- penstock.torch: its functions, of tensors without gradients, and its module under no_grad.
 - torch.nn.GRU: its own call under no_grad, kernel included. torch has no SRU.
+- "trained": a forward and a backward pass of a module, the gradients of its parameters included.
 - kernel: the same C++ call with ready arguments (bench/overhead_kernel.cc, compiled by this script
   against the headers and library of the penstock that is measured; --include and --library say
   where they are otherwise).
@@ -62,6 +64,7 @@ def contenders() -> dict[str, dict[str, Callable[[], Any]]]:
     calls: dict[str, dict[str, Callable[[], Any]]] = {}
     try:
         import torch
+        from penstock import torch as penstock_torch
     except ImportError:
         torch = None
     for name, of in shapes.items():
@@ -78,14 +81,24 @@ def contenders() -> dict[str, dict[str, Callable[[], Any]]]:
         others = [t.as_subclass(Tensor) for t in tensors]
         calls[name]["torch"] = lambda f=function, a=tensors: f(*a, need_grad=False)
         calls[name]["plain __dlpack__"] = lambda f=function, a=others: f(*a, need_grad=False)
+        differentiable = getattr(penstock_torch, name)
+        calls[name]["penstock.torch"] = lambda f=differentiable, a=tensors: f(*a)
     if torch is not None:
-        layer, x = torch.nn.GRU(1, 1), torch.full((1, 1, 1), 0.1)
+        x, dy = torch.full((1, 1, 1), 0.1), torch.ones(1, 1, 1)
+        for who, layer in {
+            "penstock.torch.GRU": penstock_torch.GRU(1, 1),
+            "torch.nn.GRU": torch.nn.GRU(1, 1),
+        }.items():
 
-        def torch_gru() -> Any:
-            with torch.no_grad():
-                return layer(x)
+            def infer(layer: Any = layer) -> Any:
+                with torch.no_grad():
+                    return layer(x)
 
-        calls["gru"]["torch.nn.GRU"] = torch_gru
+            def train(layer: Any = layer) -> None:
+                layer(x)[0].backward(dy)
+
+            calls["gru"][who] = infer
+            calls["gru"][f"{who}, trained"] = train
     return calls
 
 
@@ -132,7 +145,7 @@ def main() -> None:
                 "us": middle, "quartiles": [low, high], "over_kernel_us": middle - alone[name]
             }  # fmt: skip
             print(
-                f"{name:4} {who:18} {middle:7.2f} us, {middle - alone[name]:7.2f} over the kernel"
+                f"{name:4} {who:27} {middle:7.2f} us, {middle - alone[name]:7.2f} over the kernel"
             )
         results.append(row)
     if args.out:
