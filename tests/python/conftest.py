@@ -17,6 +17,7 @@ from typing import Any
 # The reference's products are small, and NumPy's BLAS threads spin between them, which on few cores
 # slows everything else down. Read when NumPy is first imported; penstock counts its own threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads spin, too
 
 import numpy as np
 import penstock
