@@ -1,6 +1,7 @@
 #include "ffi/frame.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -171,6 +172,19 @@ TensorView Frame::Buffers::take(std::string_view name) {
     return views[i];
   }
   return {};
+}
+
+TensorView Frame::workspace() {
+  TensorView v = result("workspace");
+  const auto past =
+      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(v.data) % kWorkspaceAlignment);
+  const std::int64_t skipped =
+      past == 0 ? 0 : static_cast<std::int64_t>(kWorkspaceAlignment) - past;
+  if (v.rank == 1 && v.dtype == DataType::kUInt8 && v.shape[0] >= skipped) {
+    v.data = v.as<char>() + skipped;
+    v.shape[0] -= skipped;
+  }
+  return v;
 }
 
 void Frame::no_others() const {

@@ -19,6 +19,8 @@
 
 namespace penstock::ffi {
 
+constexpr std::size_t kWorkspaceAlignment = 256;
+
 class Frame {
  public:
   /// Throws Error if something else than buffers was passed, or not as many as there are names.
@@ -29,6 +31,9 @@ class Frame {
   /// The array of that name; one that is not given if it is not listed.
   TensorView operand(std::string_view name) { return operands_.take(name); }
   TensorView result(std::string_view name) { return results_.take(name); }
+  /// The result of that name from the first address on that the library takes: XLA aligns its
+  /// buffers to less. Callers give kWorkspaceAlignment bytes more than a call needs.
+  TensorView workspace();
   /// To be called when all that an operation knows has been asked for: throws Error if there was
   /// something else.
   void no_others() const;

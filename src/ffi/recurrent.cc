@@ -40,7 +40,7 @@ Args forward_args(Frame& frame) {
   if constexpr (std::is_base_of_v<LstmInputs, Args>) args.c_last = frame.result("c_last");
   args.reserve = frame.result("reserve");
   args.need_grad = args.reserve.given();
-  args.workspace = frame.result("workspace");
+  args.workspace = frame.workspace();
   frame.no_others();
   return args;
 }
@@ -63,7 +63,7 @@ Args backward_args(Frame& frame) {
     args.dc_last = frame.operand("dc_last");
     args.dc0 = frame.result("dc0");
   }
-  args.workspace = frame.result("workspace");
+  args.workspace = frame.workspace();
   frame.no_others();
   return args;
 }

@@ -70,7 +70,7 @@ void sliced_forward(Frame& frame) {
   args.outputs = call.outputs;
   args.reserve = frame.result("reserve");
   args.need_grad = args.reserve.given();
-  args.workspace = frame.result("workspace");
+  args.workspace = frame.workspace();
   frame.no_others();
   penstock::sliced_forward(frame.context(), args);
 }
@@ -86,7 +86,7 @@ void sliced_backward(Frame& frame) {
   args.dlevels = call.dlevels;
   args.reserve = frame.operand("reserve");
   args.dx = frame.result("dx");
-  args.workspace = frame.result("workspace");
+  args.workspace = frame.workspace();
   frame.no_others();
   penstock::sliced_backward(frame.context(), args);
 }

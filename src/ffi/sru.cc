@@ -35,7 +35,7 @@ void sru_forward(Frame& frame) {
   args.c_last = frame.result("c_last");
   args.reserve = frame.result("reserve");
   args.need_grad = args.reserve.given();
-  args.workspace = frame.result("workspace");
+  args.workspace = frame.workspace();
   frame.no_others();
   penstock::sru_forward(frame.context(), args);
 }
@@ -53,7 +53,7 @@ void sru_backward(Frame& frame) {
   args.dc0 = frame.result("dc0");
   args.dmask_c = frame.result("dmask_c");
   args.dx_skip = frame.result("dx_skip");
-  args.workspace = frame.result("workspace");
+  args.workspace = frame.workspace();
   frame.no_others();
   penstock::sru_backward(frame.context(), args);
 }

@@ -17,6 +17,9 @@ Specs = tuple[Spec, ...]
 _BATCH_AXES = {
     "x": 1, "x_skip": 1, "mask_pad": 1, "lengths": 0, "h0": 0, "c0": 0, "mask_c": 0,
 }  # fmt: skip
+# A workspace starts at a multiple of 256 bytes, XLA's buffers at one of 64 or, on CUDA, of 128: the
+# handlers pass over what lies before.
+_WORKSPACE_SLACK = 256
 _WITHOUT_GRADIENT = ("lengths", "mask_pad")
 
 
@@ -101,4 +104,4 @@ def _sizes(
 ) -> tuple[int, int]:
     operands = {**dict(zip(call.operands, specs, strict=True)), **dict(extra)}
     workspace, reserve = _core.xla_bytes(call.operation, run, cuda, operands, dict(call.options))
-    return max(1, workspace), max(1, reserve)
+    return workspace + _WORKSPACE_SLACK, max(1, reserve)
