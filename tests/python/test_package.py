@@ -202,7 +202,7 @@ def test_readme_python_code_runs(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = python_blocks()[number]
-    for package in ("torch", "cupy"):
+    for package in ("torch", "jax", "cupy"):
         if f"import {package}" in code:
             pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
