@@ -138,8 +138,13 @@ def peak_memory(case: Case, key: str, device: str) -> int | None:
     """
     import penstock
 
+    kind = BY_KEY[key]
+    available, _ = kind.available(device)  # which also chooses what a peer runs over
+    if not available:
+        return None
+
     def call(problem: Problem) -> Peer:
-        peer = BY_KEY[key]()
+        peer = kind()
         peer.prepare(problem, device)
         peer.run()
         peer.wait()
