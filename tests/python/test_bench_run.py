@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from penstock.bench import checks, machine, reference, table, timing, worker
+from penstock.bench import ceilings, checks, machine, reference, table, timing, worker
 from penstock.bench.cases import Case, parse_cases
 from penstock.bench.ours import Ours
 from penstock.bench.peer import Peer
@@ -240,7 +240,11 @@ def test_rates_and_shares() -> None:
             "penstock": {"ms": 2.0, "same": True}, "other": {"ms": 3.0, "same": False},
         },
     }  # fmt: skip
-    worker.add_rates(row, {"copy_gb_per_s": 8.0, "gflop_per_s": {"float32": {"a": 1.0, "b": 4.0}}})
+    found = {"copy_gb_per_s": 8.0, "gflop_per_s": {"float32": {"a": 1.0, "b": 2.0}}}
+    again = {"copy_gb_per_s": 2.0, "gflop_per_s": {"float32": {"b": 4.0}}}
+    best = ceilings.highest(found, again)
+    assert best == {"copy_gb_per_s": 8.0, "gflop_per_s": {"float32": {"a": 1.0, "b": 4.0}}}
+    ceilings.add_rates(row, best)
     ours = row["times"]["penstock"]
     assert ours["gflop_per_s"] == pytest.approx(1.0)
     assert ours["gb_per_s"] == pytest.approx(4.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.bench.peers import OURS_KEY
 from penstock.bench.problem import CupyLibrary, TorchLibrary, our_library
 
 _SECONDS = 0.5
@@ -125,3 +127,39 @@ def _last_cache_bytes() -> int:
         except (OSError, ValueError):
             continue
     return min(2**29, max(2**25, max(sizes, default=2**26)))
+
+
+def highest(found: dict[str, Any], also: dict[str, Any]) -> dict[str, Any]:
+    """The better of two measurements of the same machine, rate by rate."""
+    products = dict(found["gflop_per_s"])
+    for dtype, rates in also["gflop_per_s"].items():
+        before = products.get(dtype, {})
+        products[dtype] = {
+            who: max(rate, before.get(who, 0.0)) for who, rate in {**before, **rates}.items()
+        }
+    copy = max(found["copy_gb_per_s"], also["copy_gb_per_s"])
+    return {"copy_gb_per_s": copy, "gflop_per_s": products}
+
+
+def add_rates(row: dict[str, Any], ceilings: dict[str, Any]) -> None:
+    """Add to each contender GFLOP/s, GB/s, the share of the ceiling, and times ours.
+
+    The rates are those of the case's work; a contender that does other work has none.
+    """
+    if "times" not in row:
+        return
+    floor = math.nan
+    rates = ceilings["gflop_per_s"].get(row["case"]["dtype"], {})
+    if rates:
+        floor = 1e3 * max(
+            row["operations"] / max(rates.values()) / 1e9,
+            row["bytes"] / ceilings["copy_gb_per_s"] / 1e9,
+        )
+    ours = row["times"][OURS_KEY]["ms"]
+    for found in row["times"].values():
+        found["ratio"] = found["ms"] / ours
+        if found["same"]:
+            found["gflop_per_s"] = row["operations"] / found["ms"] / 1e6
+            found["gb_per_s"] = row["bytes"] / found["ms"] / 1e6
+            found["share"] = None if math.isnan(floor) else floor / found["ms"]
+    row["floor_ms"] = None if math.isnan(floor) else floor

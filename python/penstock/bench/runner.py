@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.bench.cases import Case, Suite
+from penstock.bench.ceilings import add_rates, highest
 from penstock.bench.peers import OURS_KEY
 from penstock.training.errors import RunError
 
@@ -139,7 +140,6 @@ class Run:
                 "device": self.device,
                 "peers": self.peers,
                 "budget": self.budget,
-                "ceilings": self.result["ceilings"].get(str(threads)),
             }
         )
         begun, rows = -1, 0
@@ -153,8 +153,7 @@ class Run:
                     rows += 1
                     self._add(event["row"])
                 elif "ceilings" in event:
-                    self.result["ceilings"][str(threads)] = event["ceilings"]
-                    self.progress(_ceilings_in_words(event["ceilings"], threads))
+                    self._take_ceilings(event["ceilings"], threads)
                 else:
                     self.result.update(event)
             status = process.wait()
@@ -181,7 +180,20 @@ class Run:
         )  # fmt: skip
         return begun + 1
 
+    def _take_ceilings(self, ceilings: dict[str, Any], threads: int) -> None:
+        """Keep the best that the machine has done, and hold all rows to it."""
+        known = self.result["ceilings"].get(str(threads))
+        ceilings = ceilings if known is None else highest(known, ceilings)
+        self.result["ceilings"][str(threads)] = ceilings
+        for row in self.result["rows"]:
+            if row["threads"] == threads:
+                add_rates(row, ceilings)
+        self.progress(_ceilings_in_words(ceilings, threads))
+
     def _add(self, row: dict[str, Any]) -> None:
+        known = self.result["ceilings"].get(str(row["threads"]))
+        if known is not None:
+            add_rates(row, known)
         self.result["rows"].append(row)
         total = len(self.suite.cases) * len(self.threads)
         self.progress(f"[{len(self.result['rows'])}/{total}] {row_in_words(row)}")

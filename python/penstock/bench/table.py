@@ -67,10 +67,11 @@ def _row_table(row: dict[str, Any]) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     for key, time in times.items():
         peak = time.get("peak_bytes")
+        spread = 50 * (time["high"] - time["low"]) / time["ms"]
         ratio = "" if key == OURS_KEY else f"{time['ratio']:.2f}"
         cells = {
             "ms": milliseconds(time["ms"]) + ("~" if time["few"] else " "),
-            "±": f"{50 * (time['high'] - time['low']) / time['ms']:.0f} %",
+            "±": f"{spread:.0f} %" if time["rounds"] > 1 else "",
             "× ours": f"{ratio} !" if key in fast else f"{ratio}  ",
             "GFLOP/s": f"{time['gflop_per_s']:.3g}" if "gflop_per_s" in time else "",
             "ceiling": f"{100 * time['share']:.0f} %" if time.get("share") else "",

@@ -101,31 +101,6 @@ def measure_case(case: Case, keys: list[str] | None, device: str, budget: float)
     return row
 
 
-def add_rates(row: dict[str, Any], ceilings: dict[str, Any] | None) -> None:
-    """Add to each contender GFLOP/s, GB/s, the share of the ceiling, and times ours.
-
-    The rates are those of the case's work; a contender that does other work has none.
-    """
-    if "times" not in row:
-        return
-    floor = math.nan
-    if ceilings is not None:
-        rates = ceilings["gflop_per_s"].get(row["case"]["dtype"], {})
-        if rates:
-            floor = 1e3 * max(
-                row["operations"] / max(rates.values()) / 1e9,
-                row["bytes"] / ceilings["copy_gb_per_s"] / 1e9,
-            )
-    ours = row["times"][OURS_KEY]["ms"]
-    for time in row["times"].values():
-        time["ratio"] = time["ms"] / ours
-        if time["same"]:
-            time["gflop_per_s"] = row["operations"] / time["ms"] / 1e6
-            time["gb_per_s"] = row["bytes"] / time["ms"] / 1e6
-            time["share"] = None if math.isnan(floor) else floor / time["ms"]
-    row["floor_ms"] = None if math.isnan(floor) else floor
-
-
 def _small(case: Case) -> Case:
     """A case of the same kind that takes no time and no memory worth counting."""
     return replace(case, T=max(2, math.prod(case.slices)), B=1)
@@ -209,16 +184,16 @@ def _run(job: dict[str, Any], emit: Any) -> None:
     emit({"machine": described})
     emit({"peers": describe_peers(device, job["peers"])})
     cases = [Case.from_json(case) for case in job["cases"]]
-    ceilings = job["ceilings"]
-    if ceilings is None:
-        ceilings = measure_ceilings(device, job["threads"], {case.dtype for case in cases})
-        emit({"ceilings": ceilings})
+    dtypes = {case.dtype for case in cases}
+    ceilings = measure_ceilings(device, job["threads"], dtypes)
+    emit({"ceilings": ceilings})
     for number, case in enumerate(cases):
         emit({"begin": number})
         row = measure_case(case, job["peers"], device, job["budget"])
-        add_rates(row, ceilings)
         emit({"row": {"threads": job["threads"], **row}})
         gc.collect()
+    # Once more: others may have been at work the first time, and what can be had is the most.
+    emit({"ceilings": measure_ceilings(device, job["threads"], dtypes)})
 
 
 def describe_peers(device: str, keys: list[str] | None = None) -> dict[str, dict[str, Any]]:
