@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -346,6 +347,7 @@ def _show_comparison(found: Any, every: bool) -> None:
     from rich.text import Text
 
     from penstock.bench.compare import FASTER, SAME, SLOWER
+    from penstock.bench.runner import threads_in_words
     from penstock.bench.table import milliseconds
 
     console = Console()
@@ -363,22 +365,24 @@ def _show_comparison(found: Any, every: bool) -> None:
         for c in found.changes
         if every or (c.key.startswith("penstock") and c.verdict != SAME)
     ]  # fmt: skip
-    if shown:
-        table = Table(box=box.SIMPLE_HEAD)
-        for name in ("case", "threads", "by", "old ms", "new ms", "new / old", ""):
-            left = name in ("case", "by", "")
-            table.add_column(name, justify="left" if left else "right")
-        styles = {FASTER: "green", SLOWER: "red", SAME: ""}
-        for c in shown:
+    styles = {FASTER: "green", SLOWER: "red", SAME: ""}
+    for (label, threads), group in itertools.groupby(shown, lambda c: (c.label, c.threads)):
+        console.print()
+        line(f"{label}, {threads_in_words(threads)}", "bold cyan")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        table.add_column("who", no_wrap=True, min_width=27)
+        for name in ("old ms", "new ms", "new / old"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        for c in group:
             old, new = (
-                f"{milliseconds(t['ms'])} ({milliseconds(t['low'])} – {milliseconds(t['high'])})"
+                f"{milliseconds(t['ms'])} ± {50 * (t['high'] - t['low']) / t['ms']:.0f} %"
                 for t in (c.old, c.new)
             )
-            table.add_row(
-                Text(c.label), str(c.threads), Text(c.name), old, new, f"{c.ratio:.2f}",
-                Text(c.verdict, style=styles[c.verdict]),
-            )  # fmt: skip
+            verdict = Text(c.verdict, style=styles[c.verdict])
+            table.add_row(Text(c.name), old, new, f"{c.ratio:.2f}", verdict)
         console.print(table)
+    console.print()
     ours = [c for c in found.changes if c.key.startswith("penstock")]
     counts = {v: sum(c.verdict == v for c in ours) for v in (FASTER, SLOWER, SAME)}
     line(
