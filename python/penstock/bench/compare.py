@@ -12,7 +12,7 @@ from penstock.bench.results import row_key
 from penstock.bench.runner import threads_in_words
 from penstock.training.errors import UserError
 
-FASTER, SLOWER, SAME = "faster", "slower", "within spread"
+FASTER, SLOWER, SAME = "faster", "slower", "level"
 
 
 @dataclass

@@ -371,7 +371,7 @@ def _show_comparison(found: Any, every: bool) -> None:
         line(f"{label}, {threads_in_words(threads)}", "bold cyan")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         table.add_column("who", no_wrap=True, min_width=27)
-        for name in ("old ms", "new ms", "new / old"):
+        for name in ("old ms", "new ms", "ratio"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
         for c in group:
