@@ -83,7 +83,7 @@ def test_a_suite_has_a_description_settings_and_defaults() -> None:
     text = """\
 # What it is,
 # in two lines.
-suite device=cuda budget=0.5 plot=advantage threads=1,2  # about all
+suite device=cuda budget=0.5 plot=advantage threads=1,all  # about all
 default D=4 H=4 pass=forward,train
 default H=6
 gru T=8 B=1   # not part of the description
@@ -93,7 +93,7 @@ sru T=8 B=1 pass=train
     suite = parse_suite(text, "mine")
     assert suite.description == "What it is, in two lines."
     assert (suite.device, suite.budget, suite.plot) == ("cuda", 0.5, "advantage")
-    assert suite.threads == (1, 2)
+    assert suite.threads == (1, 0)
     assert [(c.op, c.H, c.mode) for c in suite.cases] == [
         ("gru", 6, "forward"), ("gru", 6, "train"), ("sru", 6, "train"),
     ]  # fmt: skip
@@ -106,6 +106,7 @@ sru T=8 B=1 pass=train
         ("default T=x\n", "line 1: field T"),
         ("suite device=tpu\n", "line 1: field device: expected cpu or cuda .*'tpu'"),
         ("suite budget=-1\n", "field budget: expected a positive number of seconds"),
+        ("suite threads=some\n", "field threads: expected positive integers, or all .*'some'"),
         ("suite budget=1,2\n", "field budget: expected one value"),
         ("suite plot=time\nsuite plot=time\n", "line 2: suite: given twice"),
     ],

@@ -137,7 +137,7 @@ class Suite:
     budget: float | None = None
     #: The kind of plot that shows it.
     plot: str = "time"
-    #: Numbers of threads; none for the program's own.
+    #: Numbers of threads, 0 for all processors; none for the program's own.
     threads: tuple[int, ...] = ()
 
 
@@ -199,6 +199,14 @@ def _inputs(text: str) -> int | None:
         raise ValueError("a positive integer, or H for the width of the output") from None
 
 
+def _threads(text: str) -> int:
+    """A number of threads; "all" processors are 0."""
+    try:
+        return 0 if text == "all" else _count(text)
+    except ValueError:
+        raise ValueError("positive integers, or all") from None
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -229,7 +237,7 @@ _SUITE_FIELDS: dict[str, Callable[[str], Any]] = {
     "device": _one_of(DEVICES),
     "budget": _seconds,
     "plot": _one_of(("time", "advantage", "memory")),
-    "threads": _count,
+    "threads": _threads,
 }
 
 

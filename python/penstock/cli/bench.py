@@ -293,7 +293,7 @@ def _thread_counts(text: str | None, of_suite: tuple[int, ...]) -> list[int]:
     cores = available_cores()
     if text is None:
         # A suite's numbers as far as this machine has them.
-        return sorted({min(n, cores) for n in of_suite}) or sorted({1, cores})
+        return sorted({min(n or cores, cores) for n in of_suite}) or sorted({1, cores})
     counts = _numbers("--threads", text)
     if counts[-1] > cores:
         raise UserError(
