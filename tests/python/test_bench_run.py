@@ -373,10 +373,13 @@ def test_compare_says_what_changed(
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["bench", "compare", str(measured), str(measured)]) == 0
     assert "0 faster, 0 slower, 4 within spread" in capsys.readouterr().out
-    slow = changed(measured, tmp_path / "slow.json", factor=1000.0)
+    slow = changed(
+        measured, tmp_path / "slow.json", factor=1000.0, machine={"penstock": {"cpu_isa": "base"}}
+    )
     assert main(["bench", "compare", str(measured), str(slow)]) == 1
     text = capsys.readouterr().out
     assert "0 faster, 4 slower" in text
+    assert "not the same: cpu_isa: " in text
     assert "peers: median new / old 1.00" in text
     assert main(["bench", "compare", str(slow), str(measured), "--all"]) == 0
     text = capsys.readouterr().out

@@ -48,7 +48,7 @@ class Comparison:
     only_new: list[str] = field(default_factory=list)
     #: How the machines differ, in words; empty if they are one.
     machines: list[str] = field(default_factory=list)
-    #: Other versions, in words.
+    #: Other versions, instruction sets and so on, in words.
     versions: list[str] = field(default_factory=list)
     #: Failed in the new result but not in the old one.
     broken: list[str] = field(default_factory=list)
@@ -84,7 +84,10 @@ def compare(old: dict[str, Any], new: dict[str, Any], across: bool = False) -> C
             "nothing about a change of the code: --across compares them all the same"
         )
     found = Comparison(machines=machines)
-    before, now = (data["machine"].get("versions", {}) for data in (old, new))
+    before, now = (
+        {**data["machine"].get("versions", {}), **data["machine"].get("penstock", {})}
+        for data in (old, new)
+    )
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             found.versions.append(f"{name}: {before.get(name)} → {now.get(name)}")

@@ -359,7 +359,7 @@ def _show_comparison(found: Any, every: bool) -> None:
         line("DIFFERENT MACHINES: " + "; ".join(found.machines), "bold yellow")
         line("The ratios below are of machines and code together.", "yellow")
     for change in found.versions:
-        line(f"version: {change}")
+        line(f"not the same: {change}")
     shown = [
         c
         for c in found.changes
