@@ -12,7 +12,7 @@ from typing import Any
 from penstock.bench.cases import Case
 from penstock.bench.machine import in_words
 from penstock.bench.peers import BY_KEY, OURS_KEY
-from penstock.bench.runner import threads_in_words
+from penstock.bench.runner import BUSY, threads_in_words
 from penstock.training.errors import UserError, require
 
 KINDS = ("time", "memory", "bars", "advantage")
@@ -37,7 +37,6 @@ _MARKERS = {"penstock": "o", "torch": "s", "torch-lstm": "s", "sru": "^", "jax":
 _GREY = "#555555"
 _DPI = 160
 _LETTERS_AN_INCH = 20  # of the smallest print
-_LEGEND_INCHES = 2.0  # of one name
 
 
 @dataclass
@@ -264,7 +263,7 @@ def _bars(figures: Any, rows: list[dict[str, Any]], title: str | None) -> Any:
             time = row["times"][key]
             (bar,) = place.barh(y, time["ratio"] - 1, left=1, height=0.85, color=_COLOURS.get(key))
             handles.setdefault(key, bar)
-            text = f"{time['ratio']:.1f}×  {_short(time['ms'])} ms{'~' if time['few'] else ''}"
+            text = f"{_short(time['ratio'])}×  {_short(time['ms'])} ms{'~' if time['few'] else ''}"
             place.text(max(1.0, time["ratio"]) * 1.04, y, text, va="center", fontsize=7.5)
             y += 1
         ticks.append((top + y - 1) / 2)
@@ -279,9 +278,10 @@ def _bars(figures: Any, rows: list[dict[str, Any]], title: str | None) -> Any:
     place.invert_yaxis()
     place.set_xscale("log")
     least = min(row["times"][k]["ratio"] for row, peers in shown for k in peers)
-    place.set_xlim(min(0.8, least / 1.2), most * 2.2)
-    steps = [t for t in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= most * 2.2]
-    steps = [t for t in steps if t >= min(0.8, least / 1.2)]
+    left = min(0.8, least / 1.2)
+    right = most * max(2.2, (most / left) ** 0.25)  # room for the words
+    place.set_xlim(left, right)
+    steps = [t for t in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if left <= t <= right]
     place.set_xticks(steps, [f"{t:g}×" for t in steps], fontsize=8)
     place.minorticks_off()
     place.axvline(1, color=_COLOURS[OURS_KEY], linewidth=2)
@@ -400,12 +400,14 @@ def _head(figure: Any, title: str, handles: dict[str, Any]) -> None:
     # Its height is reserved, and its place set, by _footer.
     figure.legend(
         list(handles.values()), names, loc="lower left", bbox_to_anchor=(0.0, 0.0), frameon=False,
-        fontsize=8.5, ncols=_columns(figure, len(names)), borderaxespad=0.4,
+        fontsize=8.5, ncols=_columns(figure, names), borderaxespad=0.4,
     )  # fmt: skip
 
 
-def _columns(figure: Any, count: int) -> int:
-    return min(count, max(1, int(figure.get_size_inches()[0] / _LEGEND_INCHES)))
+def _columns(figure: Any, names: Sequence[str]) -> int:
+    """How many of a legend's names fit beside each other."""
+    inches = 0.75 + 0.07 * max(map(len, names))
+    return min(len(names), max(1, int(figure.get_size_inches()[0] / inches)))
 
 
 def _footer(figure: Any, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
@@ -422,13 +424,16 @@ def _footer(figure: Any, result: dict[str, Any], rows: Sequence[dict[str, Any]])
     words += f"{str(machine['date'])[:10]}."
     if any(time["few"] for row in rows for time in row["times"].values()):
         words += " ~: few rounds."
+    busy = sum((row["processors_of_others"] or 0) > BUSY for row in rows)
+    if busy:
+        words += f" In {busy} of {len(rows)} measurements others kept part of the machine busy."
     # Room for it and the legend at the bottom, in inches.
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(words, int((width - 0.2) * _LETTERS_AN_INCH))
     room = (0.13 * len(lines) + 0.08) / height
     (legend,) = figure.legends
-    count = len(legend.get_texts())
-    high = math.ceil(count / _columns(figure, count))
+    names = [text.get_text() for text in legend.get_texts()]
+    high = math.ceil(len(names) / _columns(figure, names))
     bottom = room + (0.19 * high + 0.12) / height
     figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom - 0.04 / height))
     legend.set_bbox_to_anchor((0.0, room), transform=figure.transFigure)

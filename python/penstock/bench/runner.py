@@ -17,6 +17,8 @@ from penstock.bench.peers import OURS_KEY
 from penstock.training.errors import RunError
 
 FORMAT = "penstock-bench-1"
+#: Processors that others kept busy, above which a measurement is marked.
+BUSY = 0.25
 Progress = Callable[[str], None]
 Save = Callable[[dict[str, Any]], None]
 _CODE = "import sys; sys.path[:] = {path!r}; from penstock.bench.worker import main; main()"

@@ -12,11 +12,9 @@ from rich.text import Text
 from penstock.bench.cases import Case
 from penstock.bench.machine import in_words
 from penstock.bench.peers import OURS_KEY
-from penstock.bench.runner import threads_in_words
+from penstock.bench.runner import BUSY, threads_in_words
 
 _PASSES = {"forward": "forward", "train": "forward + backward"}
-#: Processors that others kept busy, above which a measurement is marked.
-BUSY = 0.25
 
 
 def milliseconds(ms: float) -> str:
