@@ -40,7 +40,7 @@ struct RecurrentForward {
   TensorView h_last;  ///< (B, dirs·H) state after the last step of each direction
 
   TensorView workspace;  ///< (…_forward_workspace_bytes,) uint8, 256-byte aligned; scratch
-  TensorView reserve;    ///< (…_reserve_bytes,) uint8, 256-byte aligned; only with need_grad
+  TensorView reserve;    ///< (…_reserve_bytes,) uint8, 64-byte aligned; only with need_grad
 };
 
 /// Inputs and outputs of a backward pass beyond those of the forward pass.

@@ -60,7 +60,7 @@ struct SlicedForwardArgs : SlicedInputs {
   /// level, (1, B, dirs·H), is the network's. 0 where a part has no valid step.
   const TensorView* outputs = nullptr;
   TensorView workspace;  ///< (sliced_forward_workspace_bytes,) uint8, 256-byte aligned; scratch
-  TensorView reserve;    ///< (sliced_reserve_bytes,) uint8, 256-byte aligned; only with need_grad
+  TensorView reserve;    ///< (sliced_reserve_bytes,) uint8, 64-byte aligned; only with need_grad
 };
 
 struct SlicedBackwardArgs : SlicedInputs {

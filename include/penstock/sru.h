@@ -59,7 +59,7 @@ struct SruForwardArgs : SruInputs {
   TensorView c_last;  ///< (B, dirs·H) state after the last step of each direction
 
   TensorView workspace;  ///< (sru_forward_workspace_bytes,) uint8, 256-byte aligned; scratch
-  TensorView reserve;    ///< (sru_reserve_bytes,) uint8, 256-byte aligned; only with need_grad
+  TensorView reserve;    ///< (sru_reserve_bytes,) uint8, 64-byte aligned; only with need_grad
 };
 
 struct SruBackwardArgs : SruInputs {

@@ -834,7 +834,7 @@ void forward(Checker& check, const Context& ctx, Level level, const RecurrentFor
   check.buffer("workspace", a.workspace, forward_workspace_bytes(ctx, level, a, c_last), alignment,
                /*written=*/true);
   if (a.need_grad) {
-    check.buffer("reserve", a.reserve, level_reserve_bytes(ctx, level), alignment,
+    check.buffer("reserve", a.reserve, level_reserve_bytes(ctx, level), kReserveAlignment,
                  /*written=*/true);
   }
   // A call that needs no workspace still runs: any non-null base will do, as nothing is cut off it.
@@ -854,7 +854,7 @@ void backward(Checker& check, const Context& ctx, const Level& level, const Recu
   if (dc_last != nullptr) {
     check.input("dc_last", *dc_last, d.dtype, {d.cut.batch, d.width()}, "(B, dirs*H)");
   }
-  check.buffer("reserve", a.reserve, level_reserve_bytes(ctx, level), alignment,
+  check.buffer("reserve", a.reserve, level_reserve_bytes(ctx, level), kReserveAlignment,
                /*written=*/false);
   check.required("dx", a.dx);
   check.required("dweight_ih", a.dweight_ih);

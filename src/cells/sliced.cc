@@ -348,7 +348,7 @@ void sliced_forward(const Context& ctx, const SlicedForwardArgs& a) {
                /*written=*/true);
   std::size_t offsets[kMostLevels], kept[kMostLevels];
   if (a.need_grad) {
-    check.buffer("reserve", a.reserve, sliced.reserve(offsets, kept), backend.alignment,
+    check.buffer("reserve", a.reserve, sliced.reserve(offsets, kept), kReserveAlignment,
                  /*written=*/true);
   }
   char none = 0;
@@ -380,7 +380,7 @@ void sliced_backward(const Context& ctx, const SlicedBackwardArgs& a) {
     }
   }
   std::size_t offsets[kMostLevels], kept[kMostLevels];
-  check.buffer("reserve", a.reserve, sliced.reserve(offsets, kept), backend.alignment,
+  check.buffer("reserve", a.reserve, sliced.reserve(offsets, kept), kReserveAlignment,
                /*written=*/false);
   check.required("dx", a.dx);
   check.output("dx", a.dx, dtype, {a.x.shape[0], a.x.shape[1], a.x.shape[2]}, "(T, B, D)");

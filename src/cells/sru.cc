@@ -161,7 +161,8 @@ void sru_forward(const Context& ctx, const SruForwardArgs& a) {
   check.buffer("workspace", a.workspace, sru::workspace_bytes(ctx, work), alignment,
                /*written=*/true);
   if (a.need_grad) {
-    check.buffer("reserve", a.reserve, sru::reserve_bytes(ctx, dims), alignment, /*written=*/true);
+    check.buffer("reserve", a.reserve, sru::reserve_bytes(ctx, dims), kReserveAlignment,
+                 /*written=*/true);
   }
   // A call that needs no workspace still runs: any non-null base will do, as nothing is cut off it.
   char none = 0;
@@ -175,7 +176,7 @@ void sru_backward(const Context& ctx, const SruBackwardArgs& a) {
   const std::size_t alignment = ctx.backend().alignment;
   check.input("dy", a.dy, dims.dtype, {dims.steps, dims.batch, dims.width()}, "(T, B, dirs*H)");
   check.input("dc_last", a.dc_last, dims.dtype, {dims.batch, dims.width()}, "(B, dirs*H)");
-  check.buffer("reserve", a.reserve, sru::reserve_bytes(ctx, dims), alignment,
+  check.buffer("reserve", a.reserve, sru::reserve_bytes(ctx, dims), kReserveAlignment,
                /*written=*/false);
   check.required("dx", a.dx);
   check.required("dweight", a.dweight);

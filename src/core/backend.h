@@ -15,6 +15,10 @@ namespace penstock {
 /// Bumped whenever a layout below changes; a plugin built for another number is refused.
 constexpr std::uint32_t kBackendAbi = 3;
 
+/// Address boundary that a reserve starts at. XLA aligns arrays, one of which a reserve is there,
+/// to 64 bytes on the CPU and to 128 on CUDA.
+constexpr std::size_t kReserveAlignment = 64;
+
 /// C = op(A) · op(B) + beta · C, row-major, `batch` times with the given strides (in elements).
 /// op(A) is (m, k), op(B) is (k, n), C is (m, n). Sums are kept in float32 for 16-bit types.
 /// With beta = 0 what C held is never read.
