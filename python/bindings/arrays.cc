@@ -585,6 +585,18 @@ py::dtype dtype_like(const Array& array) {
   }
 }
 
+/// As py::array(dtype, shape), which works out strides in containers of its own.
+py::object empty_numpy(py::dtype dtype, std::initializer_list<std::int64_t> shape) {
+  const auto& api = py::detail::npy_api::get();
+  Py_intptr_t dims[TensorView::kMaxRank] = {};
+  std::copy(shape.begin(), shape.end(), dims);
+  PyObject* made =
+      api.PyArray_NewFromDescr_(api.PyArray_Type_, dtype.release().ptr(),
+                                static_cast<int>(shape.size()), dims, nullptr, nullptr, 0, nullptr);
+  if (made == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(made);
+}
+
 }  // namespace
 
 Array Allocator::array(const char* name, std::initializer_list<std::int64_t> shape) const {
@@ -603,10 +615,10 @@ Array Allocator::array(const char* name, std::initializer_list<std::int64_t> sha
     return made;
   }
   const py::dtype dtype = dtype_like(like_);
-  const std::vector<py::ssize_t> dims(shape.begin(), shape.end());
   std::size_t bytes = static_cast<std::size_t>(dtype.itemsize());
   for (std::int64_t n : shape) bytes *= static_cast<std::size_t>(n);
-  if (bytes < kLargeOutput) return Array(name, py::array(dtype, dims), stream_);
+  if (bytes < kLargeOutput) return Array(name, empty_numpy(dtype, shape), stream_);
+  const std::vector<py::ssize_t> dims(shape.begin(), shape.end());
   auto block = std::make_unique<HostBlock>(bytes);
   void* data = block->data();
   const py::capsule owner(block.get(), [](void* b) { delete static_cast<HostBlock*>(b); });

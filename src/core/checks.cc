@@ -1,5 +1,7 @@
 #include "core/checks.h"
 
+#include <algorithm>
+
 namespace penstock::checks {
 namespace {
 
@@ -26,19 +28,14 @@ void Checker::rank(const char* name, const TensorView& v, int rank, const char* 
 
 void Checker::shape(const char* name, const TensorView& v,
                     std::initializer_list<std::int64_t> shape, const char* formula) const {
-  bool same = v.rank == static_cast<int>(shape.size());
-  int axis = 0;
+  if (v.rank == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), v.shape)) {
+    return;
+  }
   std::string expected;
-  for (std::int64_t n : shape) {
-    same = same && v.shape[axis] == n;
-    expected += (axis > 0 ? ", " : "") + std::to_string(n);
-    ++axis;
-  }
-  if (!same) {
-    fail(ErrorCode::kValue, name,
-         std::string("expected shape ") + formula + " = (" + expected +
-             (shape.size() == 1 ? ",)" : ")") + " (actual: " + v.shape_string() + ")");
-  }
+  for (std::int64_t n : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(n);
+  fail(ErrorCode::kValue, name,
+       std::string("expected shape ") + formula + " = (" + expected +
+           (shape.size() == 1 ? ",)" : ")") + " (actual: " + v.shape_string() + ")");
 }
 
 void Checker::device(const char* name, const TensorView& v) const {
