@@ -129,9 +129,9 @@ PyTypeObject* host_array_type() {
   return type;
 }
 
-/// A word for attribute look-ups. It lives as long as the process: static objects are destroyed
-/// when Python is gone.
-PyObject* interned(const char* word) { return PyUnicode_InternFromString(word); }
+PyObject* type_object(py::handle object) {
+  return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+}
 
 /// Whether a call's result, which is taken over, is True.
 bool is_true(PyObject* result) {
@@ -167,7 +167,8 @@ auto exported(const char* name, F function) -> decltype(function()) {
 struct Exchange {
   PyTypeObject* type;
   const dlpack::ExchangeApi* api;
-  bool may_require_grad, may_be_negated;
+  // The type's own descriptors, or null; they live as long as it does.
+  PyObject *requires_grad, *is_neg;
 };
 
 /// Whether `type` is torch.nn.Parameter: a tensor like any other, which subclasses need not be.
@@ -206,7 +207,10 @@ const Exchange* exchange_of(PyTypeObject* type) {
     return nullptr;
   }
   handle.inc_ref();  // so that no other type gets its address
-  known[count] = {type, api, py::hasattr(handle, "requires_grad"), py::hasattr(handle, "is_neg")};
+  const auto descriptor = [&](const char* name) {
+    return py::getattr(handle, name, py::object()).release().ptr();
+  };
+  known[count] = {type, api, descriptor("requires_grad"), descriptor("is_neg")};
   return &known[count++];
 }
 
@@ -311,17 +315,16 @@ void Array::from_cupy(const char* name, py::handle object) {
 bool Array::from_exchange(const char* name, py::handle object, std::uintptr_t stream) {
   const Exchange* exchange = exchange_of(Py_TYPE(object.ptr()));
   if (exchange == nullptr) return false;
-  if (exchange->may_require_grad) {
-    static PyObject* const attribute = interned("requires_grad");
-    if (is_true(PyObject_GetAttr(object.ptr(), attribute))) {
+  if (PyObject* own = exchange->requires_grad; own != nullptr) {
+    const descrgetfunc get = Py_TYPE(own)->tp_descr_get;
+    if (get != nullptr && is_true(get(own, object.ptr(), type_object(object)))) {
       fail(ErrorCode::kBuffer, name,
            "expected an array without a gradient to follow (actual: one that requires grad; use "
            ".detach())");
     }
   }
-  if (exchange->may_be_negated) {
-    static PyObject* const method = interned("is_neg");
-    if (is_true(PyObject_CallMethodNoArgs(object.ptr(), method))) refuse_negated(name);
+  if (exchange->is_neg != nullptr && is_true(PyObject_CallOneArg(exchange->is_neg, object.ptr()))) {
+    refuse_negated(name);
   }
   // A view suffices where there is one: the tensor is held, and owning its export holds no more.
   dlpack::Tensor seen{};

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -39,6 +40,7 @@ decltype(auto) argument(PyObject* object) {
   } else if constexpr (std::is_same_v<Plain, py::object>) {
     return py::reinterpret_borrow<py::object>(object);
   } else if constexpr (std::is_same_v<Plain, std::uintptr_t>) {
+    if (object == Py_None) return std::uintptr_t{0};
     const unsigned long long value = PyLong_AsUnsignedLongLong(object);
     if (value == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
       throw py::error_already_set();
@@ -60,11 +62,26 @@ template <class R, class... Args>
 constexpr std::size_t count_of(R (*)(Args...)) {
   return sizeof...(Args);
 }
+/// How many parameters at the end are objects or pointers.
+template <class R, class... Args>
+constexpr std::size_t optional_of(R (*)(Args...)) {
+  std::size_t n = 0;
+  ((n = std::is_same_v<Args, const py::object&> || std::is_same_v<Args, std::uintptr_t> ? n + 1
+                                                                                        : 0),
+   ...);
+  return n;
+}
 
 template <auto kFunction>
 PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  constexpr std::size_t kCount = count_of(kFunction);
-  if (count != static_cast<Py_ssize_t>(kCount)) {
+  constexpr std::size_t kCount = count_of(kFunction), kOptional = optional_of(kFunction);
+  const auto given = static_cast<std::size_t>(count);
+  PyObject* all[kCount];
+  if (given < kCount && given >= kCount - kOptional) {
+    std::copy(arguments, arguments + given, all);
+    std::fill(all + given, all + kCount, Py_None);
+    arguments = all;
+  } else if (given != kCount) {
     PyErr_Format(PyExc_TypeError, "expected %zu arguments (actual: %zd)", kCount, count);
     return nullptr;
   }
@@ -90,7 +107,8 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 }  // namespace function_detail
 
 /// Make `kFunction` the module's function `name`: of handles, objects, integers that are pointers,
-/// and bound classes, to an object or a size.
+/// and bound classes, to an object or a size. Objects and pointers at the end may be left out, and
+/// are None and null then.
 template <auto kFunction>
 void define(py::module_& m, std::string name) {
   // CPython keeps the pointer to both.

@@ -67,15 +67,18 @@ class Caller:
         """Call a function of the extension module with x's device current."""
         return function(*args)
 
-    def forward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
-        """``call`` with how to allocate and the stream as the last arguments."""
-        return self.call(
-            x, function, *args, self.empty(x), self.empty_bytes(x), self.stream(x)
-        )  # fmt: skip
+    def forward(self, x: Array, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, ready to be called: it is told how to allocate, and the stream.
 
-    def backward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
-        """``call`` with the stream as the last argument."""
-        return self.call(x, function, *args, self.stream(x))
+        Itself, which passes nothing on, where it can do without.
+        """
+        return lambda *args: self.call(
+            x, function, *args, self.empty(x), self.empty_bytes(x), self.stream(x)
+        )
+
+    def backward(self, x: Array, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, ready to be called: it is told the stream."""
+        return lambda *args: self.call(x, function, *args, self.stream(x))
 
     def hold(self, **arrays: Any) -> Any:
         """Where these arrays lie, for ``check``; None where arrays never move."""
@@ -98,11 +101,11 @@ class Caller:
 
 
 class _NumPy(Caller):
-    def forward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args, None, None, 0)
+    def forward(self, x: Array, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
 
-    def backward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args, 0)
+    def backward(self, x: Array, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
 
 
 class _CuPy(Caller):
@@ -146,6 +149,14 @@ class _Torch(Caller):
 
     def __init__(self) -> None:
         self._torch: Any = None
+        self._tensor: Any = None
+
+    def _plain_tensor(self) -> Any:
+        """The type whose arrays the extension module makes by DLPack's exchange in C."""
+        tensor = self._module().Tensor
+        # Before PyTorch 2.10 there is none, and no array has this type.
+        self._tensor = tensor if hasattr(tensor, "__dlpack_c_exchange_api__") else type(None)
+        return self._tensor
 
     def _module(self) -> Any:
         if self._torch is None:
@@ -165,15 +176,16 @@ class _Torch(Caller):
         torch = self._torch or self._module()
         return lambda n: torch.empty(n, dtype=torch.uint8, device=x.device)
 
-    def forward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
+    def forward(self, x: Array, function: Callable[..., Any]) -> Callable[..., Any]:
         if x.is_cuda:
-            return super().forward(x, function, *args)
-        return function(*args, self.empty(x), None, 0)
+            return super().forward(x, function)
+        if type(x) is (self._tensor or self._plain_tensor()):
+            return function
+        empty = self.empty(x)
+        return lambda *args: function(*args, empty)
 
-    def backward(self, x: Array, function: Callable[..., Any], *args: Any) -> Any:
-        if x.is_cuda:
-            return super().backward(x, function, *args)
-        return function(*args, 0)
+    def backward(self, x: Array, function: Callable[..., Any]) -> Callable[..., Any]:
+        return super().backward(x, function) if x.is_cuda else function
 
     def stream(self, x: Array) -> int:
         if not x.is_cuda:

@@ -40,8 +40,8 @@ def run(
     caller = caller_of(x)
     if lengths is not None:
         lengths = host_lengths(lengths, x, caller)
-    y, h_last, c_last, saved = caller.forward(
-        x, forward, x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths,
+    y, h_last, c_last, saved = caller.forward(x, forward)(
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths,
         direction, activation, reset, recompute, need_grad,
     )  # fmt: skip
     if caller.hands_over:
@@ -56,7 +56,7 @@ def run(
     def backprop(dy: Array | None, dh_last: Array | None, dc_last: Array | None) -> tuple[Any, ...]:
         if held is not None:
             caller.check(held)
-        grads = caller.backward(x, backward, saved, dy, dh_last, dc_last)
+        grads = caller.backward(x, backward)(saved, dy, dh_last, dc_last)
         return tuple(map(caller.hand_over, grads)) if caller.hands_over else grads
 
     return y, h_last, c_last, backprop

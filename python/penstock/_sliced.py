@@ -114,10 +114,9 @@ def sliced(
     caller = caller_of(x)
     if lengths is not None:
         lengths = host_lengths(lengths, x, caller)
-    outputs, saved = caller.call(
-        x, _core.sliced_forward, cell, x, levels, slices, lengths, pad, mask, direction,
+    outputs, saved = caller.forward(x, _core.sliced_forward)(
+        cell, x, levels, slices, lengths, pad, mask, direction,
         activation, reset, skip, scale_x, recompute, need_grad,
-        caller.empty(x), caller.empty_bytes(x), caller.stream(x),
     )  # fmt: skip
     states = tuple(map(caller.hand_over, outputs))
     if saved is None:
@@ -135,7 +134,7 @@ def sliced(
     ) -> SlicedGrads:
         if held is not None:
             caller.check(held)
-        dx, grads = caller.call(x, _core.sliced_backward, saved, dy, dlevels, caller.stream(x))
+        dx, grads = caller.backward(x, _core.sliced_backward)(saved, dy, dlevels)
         return SlicedGrads(
             caller.hand_over(dx), tuple(tuple(map(caller.hand_over, level)) for level in grads)
         )

@@ -111,8 +111,8 @@ def sru(
     caller = caller_of(x)
     if lengths is not None:
         lengths = host_lengths(lengths, x, caller)
-    y, c_last, saved = caller.forward(
-        x, _core.sru_forward, x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip,
+    y, c_last, saved = caller.forward(x, _core.sru_forward)(
+        x, weight, weight_c, bias, c0, mask_pad, lengths, mask_c, x_skip,
         activation, skip, scale_x, mask_site, direction, need_grad,
     )  # fmt: skip
     if caller.hands_over:
@@ -127,7 +127,7 @@ def sru(
     def backprop(dy: Array | None = None, dc_last: Array | None = None) -> SRUGrads:
         if held is not None:
             caller.check(held)
-        grads = caller.backward(x, _core.sru_backward, saved, dy, dc_last)
+        grads = caller.backward(x, _core.sru_backward)(saved, dy, dc_last)
         return SRUGrads(*map(caller.hand_over, grads))
 
     return SRUOutput(y, c_last, backprop)
