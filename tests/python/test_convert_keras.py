@@ -142,10 +142,13 @@ def keras() -> Iterator[Any]:
         else:
             pytest.skip("Keras needs torch, jax or tensorflow")
     module = pytest.importorskip("keras")
-    before = module.config.floatx()
+    # Layers go by the policy, which is made from floatx once, by whoever comes first.
+    floatx, policy = module.config.floatx(), module.config.dtype_policy()
     module.config.set_floatx("float64")
+    module.config.set_dtype_policy("float64")
     yield module
-    module.config.set_floatx(before)
+    module.config.set_floatx(floatx)
+    module.config.set_dtype_policy(policy)
 
 
 def run_keras(layer: Any, x: Array) -> Array:

@@ -64,7 +64,7 @@ class KerasGRU(Peer):
 
         case = problem.case
         self.training = case.training
-        layer = keras.layers.GRU(case.H, return_sequences=True, reset_after=True)
+        layer = keras.layers.GRU(case.H, return_sequences=True, reset_after=True, dtype="float32")
         layer.build((case.B, case.T, case.D))
         layer.set_weights(to_keras_gru(problem.layer)[0])
         x = np.ascontiguousarray(problem.x.transpose(1, 0, 2))
