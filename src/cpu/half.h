@@ -20,13 +20,15 @@ inline std::uint32_t float_to_bits(float f) {
 struct Float16 {
   std::uint16_t bits;
   operator float() const {
-    // Shift exponent and mantissa into place, then rescale by 2^112; this also normalises
-    // subnormals. Infinity and NaN keep their exponent.
+    // Shift exponent and mantissa into place and move the exponent's zero; infinity and NaN keep
+    // theirs. No subnormal float on the way: frameworks call from threads that flush them.
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
     const std::uint32_t rest = static_cast<std::uint32_t>(bits & 0x7fffu) << 13;
-    const std::uint32_t magnitude = (bits & 0x7c00u) == 0x7c00u
-                                        ? rest | 0x7f800000u
-                                        : float_to_bits(bits_to_float(rest) * 0x1p112f);
+    const std::uint32_t exponent = bits & 0x7c00u;
+    const std::uint32_t magnitude =
+        exponent == 0x7c00u ? rest | 0x7f800000u
+        : exponent == 0     ? float_to_bits(static_cast<float>(bits & 0x3ffu) * 0x1p-24f)
+                            : rest + (112u << 23);
     return bits_to_float(sign | magnitude);
   }
   static Float16 from(float f) {
