@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +19,6 @@ from reference.recurrent_problems import (
 )
 
 jax = pytest.importorskip("jax")
-if os.environ.get("PENSTOCK_HOST_PLUGIN"):
-    pytest.skip("XLA's buffers are aligned for the CPU alone", allow_module_level=True)
 
 import jax.numpy as jnp  # noqa: E402
 import penstock.jax as pj  # noqa: E402

@@ -10,8 +10,6 @@ import textwrap
 import pytest
 
 jax = pytest.importorskip("jax")
-if os.environ.get("PENSTOCK_HOST_PLUGIN"):
-    pytest.skip("XLA's buffers are aligned for the CPU alone", allow_module_level=True)
 
 # The number of devices is set before JAX starts, so each program has a process of its own.
 HEAD = """
