@@ -1,4 +1,8 @@
-"""Write the tables of measured results in README and docs, from what the benchmarks wrote.
+"""Write the measured figures in README and docs, from what the benchmarks wrote.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``, a figure in a
+sentence between ``<!-- value: NAME -->`` and ``<!-- end of value -->``. NAME is a key of TABLES or
+VALUES here or in one of OTHERS, whose functions take no arguments and return what stands there.
 
 python bench/tables.py            # after bench/sru_cpu.py --out bench/results/sru_cpu.json
                                   # or bench/recurrent_cpu.py, likewise
@@ -8,10 +12,11 @@ python bench/tables.py --check    # status 1 if a table says something else
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SRU_RESULTS = "bench/results/sru_cpu.json"
 RECURRENT_RESULTS = "bench/results/recurrent_cpu.json"
 OVERHEAD_RESULTS = "bench/results/overhead_cpu.json"
-END = "<!-- end of table -->"
 OURS = "penstock.SRU"
 FLOOR = "matrix products"
 
@@ -224,45 +228,88 @@ def overhead(data: dict[str, Any]) -> str:
     return "\n".join([*lines, "", end])
 
 
-# Results, file, name of the table in its marks, what writes it.
-TABLES: list[tuple[str, str, str, Callable[[dict[str, Any]], str]]] = [
-    (SRU_RESULTS, "README.md", "layer, most threads", layer_most_threads),
-    (SRU_RESULTS, "docs/performance.md", "layer", layer),
-    (SRU_RESULTS, "docs/performance.md", "recurrence", recurrence),
-    (RECURRENT_RESULTS, "README.md", "recurrent", recurrent_most_threads),
-    (RECURRENT_RESULTS, "docs/performance.md", "recurrent", recurrent),
-    (RECURRENT_RESULTS, "docs/performance.md", "sliced", sliced),
-    (RECURRENT_RESULTS, "docs/performance.md", "no matrix unit", recurrent_no_matrix_unit),
-    (RECURRENT_RESULTS, "docs/performance.md", "errors", recurrent_errors),
-    (RECURRENT_RESULTS, "docs/performance.md", "sliced memory", sliced_memory),
-    (OVERHEAD_RESULTS, "docs/arrays.md", "overhead", overhead),
-]
+def _results(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def replaced(text: str, name: str, table: str) -> str:
-    """`text` with `table` between the marks of that name."""
-    begin = f"<!-- table: {name} -->"
-    pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(END)}", re.S)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f"expected the marks {begin!r} and {END!r} once, in this order")
-    return pattern.sub(lambda _: f"{begin}\n{table}\n{END}", text)
+def _of(name: str, make: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    return lambda: make(_results(name))
+
+
+#: What writes a table, by its name in the marks.
+TABLES: dict[str, Callable[[], str]] = {
+    "layer, most threads": _of(SRU_RESULTS, layer_most_threads),
+    "layer": _of(SRU_RESULTS, layer),
+    "recurrence": _of(SRU_RESULTS, recurrence),
+    "recurrent, most threads": _of(RECURRENT_RESULTS, recurrent_most_threads),
+    "recurrent": _of(RECURRENT_RESULTS, recurrent),
+    "sliced": _of(RECURRENT_RESULTS, sliced),
+    "no matrix unit": _of(RECURRENT_RESULTS, recurrent_no_matrix_unit),
+    "errors": _of(RECURRENT_RESULTS, recurrent_errors),
+    "sliced memory": _of(RECURRENT_RESULTS, sliced_memory),
+    "overhead": _of(OVERHEAD_RESULTS, overhead),
+}
+#: What writes a figure in a sentence, by its name in the marks.
+VALUES: dict[str, Callable[[], str]] = {}
+#: Modules with TABLES, and VALUES if they like, of their own: functions without arguments.
+OTHERS = ("bench/experiments/tables.py",)
+
+_TABLE = re.compile(r"<!-- table: (.+?) -->\n(.*?)<!-- end of table -->", re.S)
+_VALUE = re.compile(r"<!-- value: (.+?) -->(.*?)<!-- end of value -->", re.S)
+
+
+def _all(kind: str) -> dict[str, Callable[[], str]]:
+    """TABLES or VALUES, of this module and of the others."""
+    found = dict(globals()[kind])
+    for name in OTHERS:
+        path = ROOT / name
+        if path.exists():
+            spec = importlib.util.spec_from_file_location(f"tables_of_{path.parent.name}", path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            found |= getattr(module, kind, {})
+    return found
+
+
+def written(text: str, tables: Mapping[str, Callable[[], str]],
+            values: Mapping[str, Callable[[], str]]) -> str:  # fmt: skip
+    """The text with what stands between marks made anew.
+
+    Raises:
+        ValueError: a mark has a name that nothing is known for, or no end.
+    """
+
+    def made(known: Mapping[str, Callable[[], str]], name: str) -> str:
+        if name not in known:
+            raise ValueError(f"expected a mark of {', '.join(sorted(known))} (actual: {name!r})")
+        return known[name]()
+
+    for mark, pattern in (("<!-- table: ", _TABLE), ("<!-- value: ", _VALUE)):
+        if text.count(mark) != len(pattern.findall(text)):
+            raise ValueError(f"expected an end for each mark {mark}NAME -->")
+    text = _TABLE.sub(
+        lambda m: f"<!-- table: {m[1]} -->\n{made(tables, m[1])}\n<!-- end of table -->", text
+    )
+    return _VALUE.sub(
+        lambda m: f"<!-- value: {m[1]} -->{made(values, m[1])}<!-- end of value -->", text
+    )
+
+
+def documents() -> list[Path]:
+    """The files that have figures."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def outdated(write: bool = False) -> list[str]:
-    """Files whose tables differ from the results; they are rewritten if `write`."""
+    """Files whose figures differ from the results; they are rewritten if `write`."""
     differing = []
-    results = {
-        name: json.loads((ROOT / name).read_text(encoding="utf-8"))
-        for name in sorted({name for name, *_ in TABLES})
-    }
-    for file in sorted({file for _, file, *_ in TABLES}):
-        path = ROOT / file
-        old = new = path.read_text(encoding="utf-8")
-        for source, owner, name, make in TABLES:
-            if owner == file:
-                new = replaced(new, name, make(results[source]))
+    tables, values = _all("TABLES"), _all("VALUES")
+    for path in documents():
+        old = path.read_text(encoding="utf-8")
+        new = written(old, tables, values)
         if new != old:
-            differing.append(file)
+            differing.append(str(path.relative_to(ROOT)))
             if write:
                 path.write_text(new, encoding="utf-8")
     return differing

@@ -277,8 +277,23 @@ def test_layer_table_of_given_results() -> None:
     assert lines[2] == "| (32, 1, 4, 4) | forward | 1 | **2** | 5 (2.5×) | – | 1.5 (0.8×) |"
     assert lines[3] == "| (7, 1, 4, 4) | forward + backward | 1 | **0.5** | – | 123 (246.8×) | – |"
     assert lines[-1].endswith("P, 2 cores, 2025-01-01; a 1.")
-    with pytest.raises(ValueError, match="expected the marks"):
-        module.replaced("no marks here", "layer", "")
+
+
+def test_figures_are_written_between_their_marks() -> None:
+    module = load_tables()
+    tables, values = {"t": lambda: "| new |"}, {"v": lambda: "3 ms"}
+    text = (
+        "<!-- table: t -->\n| old |\n<!-- end of table -->\n"
+        "in <!-- value: v -->?<!-- end of value -->, <!-- value: v --><!-- end of value -->."
+    )
+    new = module.written(text, tables, values)
+    assert new.startswith("<!-- table: t -->\n| new |\n<!-- end of table -->\nin ")
+    assert new.count("-->3 ms<!--") == 2
+    assert module.written(new, tables, values) == new
+    with pytest.raises(ValueError, match=r"expected a mark of t \(actual: 'u'\)"):
+        module.written(text.replace("table: t", "table: u"), tables, values)
+    with pytest.raises(ValueError, match="expected an end"):
+        module.written(text.replace("<!-- end of table -->", ""), tables, values)
 
 
 def recurrent_results() -> dict[str, Any]:
