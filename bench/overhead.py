@@ -55,13 +55,19 @@ def kernels(include: Path, library: Path) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def contenders() -> dict[str, dict[str, Callable[[], Any]]]:
+def call_of(function: Callable[..., Any], arguments: list[Any], options: str = "") -> timeit.Timer:
+    """A call as one writes it, with every argument by a name; a lambda's call would count too."""
+    names = {f"a{i}": argument for i, argument in enumerate(arguments)}
+    return timeit.Timer(f"f({', '.join(names)}{options})", globals={"f": function, **names})
+
+
+def contenders() -> dict[str, dict[str, timeit.Timer]]:
     """Calls by function and by who makes them."""
     shapes = {
         "sru": ((1, 1, 1), (1, 4, 1), (1, 2, 1), (1, 2, 1)),
         "gru": ((1, 1, 1), (1, 3, 1), (1, 3, 1), (1, 3), (1, 3)),
     }
-    calls: dict[str, dict[str, Callable[[], Any]]] = {}
+    calls: dict[str, dict[str, timeit.Timer]] = {}
     try:
         import torch
         from penstock import torch as penstock_torch
@@ -70,7 +76,7 @@ def contenders() -> dict[str, dict[str, Callable[[], Any]]]:
     for name, of in shapes.items():
         function = getattr(penstock, name)
         arrays = [np.full(shape, 0.1, np.float32) for shape in of]
-        calls[name] = {"NumPy": lambda f=function, a=arrays: f(*a, need_grad=False)}
+        calls[name] = {"NumPy": call_of(function, arrays, ", need_grad=False")}
         if torch is None:
             continue
 
@@ -79,10 +85,10 @@ def contenders() -> dict[str, dict[str, Callable[[], Any]]]:
 
         tensors = [torch.from_numpy(a) for a in arrays]
         others = [t.as_subclass(Tensor) for t in tensors]
-        calls[name]["torch"] = lambda f=function, a=tensors: f(*a, need_grad=False)
-        calls[name]["plain __dlpack__"] = lambda f=function, a=others: f(*a, need_grad=False)
+        calls[name]["torch"] = call_of(function, tensors, ", need_grad=False")
+        calls[name]["plain __dlpack__"] = call_of(function, others, ", need_grad=False")
         differentiable = getattr(penstock_torch, name)
-        calls[name]["penstock.torch"] = lambda f=differentiable, a=tensors: f(*a)
+        calls[name]["penstock.torch"] = call_of(differentiable, tensors)
     if torch is not None:
         x, dy = torch.full((1, 1, 1), 0.1), torch.ones(1, 1, 1)
         for who, layer in {
@@ -97,8 +103,8 @@ def contenders() -> dict[str, dict[str, Callable[[], Any]]]:
             def train(layer: Any = layer) -> None:
                 layer(x)[0].backward(dy)
 
-            calls["gru"][who] = infer
-            calls["gru"][f"{who}, trained"] = train
+            calls["gru"][who] = timeit.Timer(infer)
+            calls["gru"][f"{who}, trained"] = timeit.Timer(train)
     return calls
 
 
@@ -108,12 +114,12 @@ def measure() -> dict[str, dict[str, list[float]]]:
     for name, calls in contenders().items():
         counts = {}
         for who, call in calls.items():
-            seconds = min(timeit.repeat(call, number=200, repeat=3)) / 200
+            seconds = min(call.repeat(number=200, repeat=3)) / 200
             counts[who] = max(200, int(0.05 / seconds))
         times: dict[str, list[float]] = {who: [] for who in calls}
         for _ in range(ROUNDS):
             for who, call in calls.items():
-                seconds = timeit.timeit(call, number=counts[who])
+                seconds = call.timeit(number=counts[who])
                 times[who].append(seconds / counts[who] * 1e6)
         found[name] = times
     return found

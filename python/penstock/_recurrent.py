@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from penstock._arrays import caller_of, host_lengths
+from penstock._arrays import Caller, caller_of, host_lengths
 
 Array = Any
 Activation = Literal["identity", "tanh", "relu"]
@@ -52,11 +52,18 @@ def run(
         x=x, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh,
         h0=h0, c0=c0,
     )  # fmt: skip
+    return y, h_last, c_last, _backprop(backward, caller, x, saved, held)
 
+
+# Apart from the function above, which would otherwise keep its arguments in cells, at a price for
+# every call.
+def _backprop(
+    backward: Callable[..., tuple[Any, ...]], caller: Caller, x: Array, saved: Any, held: Any
+) -> Backprop:
     def backprop(dy: Array | None, dh_last: Array | None, dc_last: Array | None) -> tuple[Any, ...]:
         if held is not None:
             caller.check(held)
         grads = caller.backward(x, backward)(saved, dy, dh_last, dc_last)
         return tuple(map(caller.hand_over, grads)) if caller.hands_over else grads
 
-    return y, h_last, c_last, backprop
+    return backprop

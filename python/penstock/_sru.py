@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, Protocol
 
 from penstock import _core
-from penstock._arrays import caller_of, host_lengths
+from penstock._arrays import Caller, caller_of, host_lengths, new_tuple
 
 Array = Any
 Activation = Literal["identity", "tanh", "relu"]
@@ -117,17 +117,23 @@ def sru(
     )  # fmt: skip
     if caller.hands_over:
         y, c_last = caller.hand_over(y), caller.hand_over(c_last)
-    if saved is None:
-        return SRUOutput(y, c_last, None)
-    held = caller.hold(
-        x=x, weight=weight, weight_c=weight_c, bias=bias, c0=c0, mask_pad=mask_pad, mask_c=mask_c,
-        x_skip=x_skip,
-    )  # fmt: skip
+    backprop = None
+    if saved is not None:
+        held = caller.hold(
+            x=x, weight=weight, weight_c=weight_c, bias=bias, c0=c0, mask_pad=mask_pad,
+            mask_c=mask_c, x_skip=x_skip,
+        )  # fmt: skip
+        backprop = _backprop(caller, x, saved, held)
+    return new_tuple(SRUOutput, (y, c_last, backprop))
 
+
+# Apart from the function above, which would otherwise keep its arguments in cells, at a price for
+# every call.
+def _backprop(caller: Caller, x: Array, saved: Any, held: Any) -> SRUBackprop:
     def backprop(dy: Array | None = None, dc_last: Array | None = None) -> SRUGrads:
         if held is not None:
             caller.check(held)
         grads = caller.backward(x, _core.sru_backward)(saved, dy, dc_last)
         return SRUGrads(*map(caller.hand_over, grads))
 
-    return SRUOutput(y, c_last, backprop)
+    return backprop

@@ -49,7 +49,7 @@ class Checker {
 
   const char* op_;
   const Context& ctx_;
-  Range ranges_[kMaxRanges] = {};
+  Range ranges_[kMaxRanges];  // range_count_ of them are set
   int range_count_ = 0;
 };
 
