@@ -39,6 +39,10 @@ LINES = [
     "lstm T=12 B=3 D=4 H=6 slices=2x3 direction=bidirectional",
     "rnn T=12 B=3 D=4 H=6 slices=3",
     "sru T=12 B=3 D=4 H=6 slices=2x2",
+    "gru T=5 B=3 D=4 H=6 direction=reverse",
+    "lstm T=5 B=3 D=4 H=6 direction=reverse layers=2",
+    "sru T=5 B=3 D=6 H=6 direction=reverse",
+    "gru T=12 B=3 D=4 H=6 slices=2x3 direction=reverse",
 ]
 
 
@@ -54,7 +58,7 @@ def test_our_results_are_those_of_plain_loops(line: str, dtype: str) -> None:
     run = Ours()
     run.prepare(problem, "cpu")
     values = run.values()
-    errors = checks.check_ours(problem, values)
+    errors = checks.check_ours(problem, values, checks.right_results(problem))
     assert set(errors) == set(values)
     assert {"y", "dx"} < set(errors)
 
@@ -65,12 +69,13 @@ def test_a_wrong_result_is_found(name: str) -> None:
     run = Ours()
     run.prepare(problem, "cpu")
     values = {key: np.array(value) for key, value in run.values().items()}
+    right = checks.right_results(problem)
     values[name].flat[0] += 0.01 * np.abs(values[name]).max()
     with pytest.raises(checks.WrongResult, match=f"^{name} differs from float64 by "):
-        checks.check_ours(problem, values)
+        checks.check_ours(problem, values, right)
     values[name].flat[0] = np.nan
     with pytest.raises(checks.WrongResult, match="by inf"):
-        checks.check_ours(problem, values)
+        checks.check_ours(problem, values, right)
 
 
 def test_of_large_cases_the_first_sequences_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +85,13 @@ def test_of_large_cases_the_first_sequences_are_checked(monkeypatch: pytest.Monk
         assert checks.rows_checked(problem.case) == 2
         run = Ours()
         run.prepare(problem, "cpu")
-        assert set(checks.check_ours(problem, run.values())) == {"y", "dx"}
+        values, right = run.values(), checks.right_results(problem)
+        assert set(checks.check_ours(problem, values, right)) == {"y", "dx"}
+        # A peer is held to ours in all sequences.
+        wrong = values["dx"].copy()
+        wrong[:, 2] *= 2
+        with pytest.raises(checks.WrongResult, match=r"^dx differs from ours"):
+            checks.check_peer(problem, {**values, "dx": wrong}, values, right)
 
 
 def test_reference_takes_one_step_as_the_equations_say() -> None:
@@ -109,7 +120,8 @@ def test_peers_run_and_agree_where_they_do_the_same(kind: type[Peer], mode: str)
         pytest.skip(why)
     cases = [case for line in LINES if not kind.applies(case := one(line, mode=mode))]
     if not cases:
-        assert kind.key in ("numpy", "penstock-whole-last", "torch-whole-last")
+        backward_only = ("penstock-recompute", "penstock-whole-last", "torch-whole-last")
+        assert kind.key in ("numpy", *backward_only)
     for case in cases:
         problem = Problem(case)
         ours, peer = Ours(), kind()
@@ -120,7 +132,8 @@ def test_peers_run_and_agree_where_they_do_the_same(kind: type[Peer], mode: str)
         if kind.same:
             values = peer.values()
             assert ("dx" in values) == case.training
-            errors = checks.check_peer(problem, values, ours.values())
+            right = checks.right_results(problem)
+            errors = checks.check_peer(problem, values, ours.values(), right)
             assert set(errors) == set(values)
 
 
@@ -160,6 +173,36 @@ def test_contenders_are_chosen_by_options_case_and_availability() -> None:
     assert [kind.key for kind in found] == ["penstock", "numpy"]
     assert skipped == {"flashrnn": "not on the CPU"}
     assert [k.key for k in worker.contenders_for(case, [], "cpu", {})] == ["penstock"]
+
+
+def test_what_others_lack_is_said_and_what_is_for_other_networks_is_not() -> None:
+    skipped: dict[str, str] = {}
+    found = worker.contenders_for(
+        one("gru T=5 B=3 D=4 H=6 direction=reverse"), None, "cpu", skipped
+    )
+    assert {"penstock", "numpy"} <= {kind.key for kind in found}
+    assert skipped["torch"] == "torch.nn runs backwards only beside forwards"
+    assert "sru" not in skipped
+    assert "dilated-cnn" not in skipped
+    assert not any(kind.on_request for kind in found)
+
+
+def test_ways_of_ours_that_a_case_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "gru T=12 B=3 D=4 H=6 pass=train peers=penstock-recompute,penstock-invariant"
+    for case in (one(line), one(f"{line} slices=2x3")):
+        row = worker.measure_case(case, None, "cpu", 0.01)
+        assert list(row["times"]) == ["penstock", "penstock-recompute", "penstock-invariant"]
+        assert all(time["same"] for time in row["times"].values())
+        assert table.faster_peers(row) == []  # they are ours
+    set_while_called = []
+    monkeypatch.setattr(
+        Ours, "call", lambda *args: set_while_called.append(penstock.get_batch_invariant())
+    )
+    run = BY_KEY["penstock-invariant"]()
+    run.prepare(Problem(one(line)), "cpu")
+    run.run()
+    assert set_while_called == [True]
+    assert not penstock.get_batch_invariant()
 
 
 def test_a_failing_peer_is_left_out_and_a_wrong_penstock_fails(
@@ -321,6 +364,21 @@ def test_a_run_writes_what_it_measured(measured: Path) -> None:
     assert float(lines[0]["ms"]) == data["rows"][0]["times"]["penstock"]["ms"]
 
 
+def test_fewer_instructions_are_asked_for_and_noted(tmp_path: Path) -> None:
+    suite = tmp_path / "s.txt"
+    suite.write_text("suite isa=avx2\ngru T=4 B=2 D=3 H=4\n")
+    found = []
+    for options in ([], ["--isa", "base"]):
+        out = tmp_path / "r.json"
+        arguments = ["bench", "--suite", str(suite), "--peers", "none", "--out", str(out)]
+        assert main([*arguments, *options, *TINY]) == 0
+        data = json.loads(out.read_text())
+        found.append((data["settings"]["isa"], data["machine"]["penstock"]["cpu_isa"]))
+    assert [asked for asked, _ in found] == ["avx2", "base"]
+    assert found[0][1] in ("base", "avx2")
+    assert found[1][1] == "base"
+
+
 def test_show_prints_the_tables_again(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "show", str(measured)]) == 0
     text = capsys.readouterr().out
@@ -473,6 +531,7 @@ def test_what_cannot_be_drawn_is_said(
         (["--sweep", "G=1"], "--sweep: expected a field of"),
         (["--only", "tpu"], "--only: expected a part of a case's line"),
         (["--budget", "0"], "--budget: expected a positive number"),
+        (["--isa", "sse"], "--isa: expected base, avx2, avx512"),
         (["--device", "tpu"], "--device: expected cpu or cuda"),
         (["--out", "."], "is a folder"),
     ],

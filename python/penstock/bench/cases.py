@@ -25,11 +25,12 @@ from typing import Any
 from penstock.training.errors import UserError
 
 OPERATIONS = ("sru", "gru", "lstm", "rnn")
-DIRECTIONS = ("forward", "bidirectional")
+DIRECTIONS = ("forward", "reverse", "bidirectional")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PASSES = ("forward", "train")
 CACHES = ("warm", "cold")
 DEVICES = ("cpu", "cuda")
+ISAS = ("base", "avx2", "avx512")
 #: Gates whose products are made, by operation; the SRU has one more with a skip term of its own.
 GATES = {"sru": 3, "gru": 3, "lstm": 4, "rnn": 1}
 _ALL = "all"
@@ -79,8 +80,8 @@ class Case:
     def network(self) -> str:
         """For people: ``GRU``, ``2-layer bidirectional LSTM``, ``sliced GRU (8 x 8)``."""
         words = [self.op.upper()]
-        if self.direction == "bidirectional":
-            words.insert(0, "bidirectional")
+        if self.direction != "forward":
+            words.insert(0, self.direction)
         if self.layers > 1:
             words.insert(0, f"{self.layers}-layer")
         if self.slices:
@@ -139,6 +140,8 @@ class Suite:
     plot: str = "time"
     #: Numbers of threads, 0 for all processors; none for the program's own.
     threads: tuple[int, ...] = ()
+    #: The most that penstock may use of the processor's instructions; None for all.
+    isa: str | None = None
 
 
 def _as_fields(case: Case) -> dict[str, str]:
@@ -238,6 +241,7 @@ _SUITE_FIELDS: dict[str, Callable[[str], Any]] = {
     "budget": _seconds,
     "plot": _one_of(("time", "advantage", "memory")),
     "threads": _threads,
+    "isa": _one_of(ISAS),
 }
 
 

@@ -11,6 +11,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ PACKAGES = (
 IDENTITY = ("processor", "cores", "memory_gib", "os", "gpu")
 
 
-def describe(device: str = "cpu") -> dict[str, Any]:
-    """Processor, cores, memory, system, versions, date, and the GPU where one is measured."""
+def describe(device: str = "cpu", packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Processor, cores, memory, system, versions, date, and the GPU where one is measured.
+
+    Of ``packages``, those that are installed are in ``versions``.
+    """
     import penstock
 
     config = penstock.config()
@@ -36,7 +40,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "system": platform.platform(),
         "gpu": _gpu() if device == "cuda" else None,
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": _versions(packages),
         "penstock": {key: config[key] for key in ("cpu_isa", "blas", "blas_core", "compiler")},
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -109,9 +113,9 @@ def _gpu() -> str | None:
         return None
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Sequence[str]) -> dict[str, str]:
     found = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Ours(Peer):
 
     key = "penstock"
     name = "penstock"
+    #: Further arguments of the functions in training.
+    options: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def applies(cls, case: Case) -> str:
@@ -64,12 +66,13 @@ class Ours(Peer):
         import penstock
 
         case, need = self.case, dy is not None
+        options = self.options if need else {}
         if case.slices:
             run: Any = penstock.sliced
             out = run(
                 case.op, x, self.arrays, slices=case.slices,
                 direction=case.direction,
-                need_grad=need, **self.scales[0],
+                need_grad=need, **self.scales[0], **options,
             )  # fmt: skip
             if out.backprop is None:
                 return out.y, None, []
@@ -78,7 +81,9 @@ class Ours(Peer):
         function: Any = getattr(penstock, case.op)
         steps, y = [], x
         for arrays, scale in zip(self.arrays, self.scales, strict=True):
-            layer = function(y, *arrays, direction=case.direction, need_grad=need, **scale)
+            layer = function(
+                y, *arrays, direction=case.direction, need_grad=need, **scale, **options
+            )
             y = layer[0]
             steps.append(layer[-1])
         if not need:
@@ -106,6 +111,42 @@ class Ours(Peer):
             for name, gradient in zip(names, gradients, strict=True):
                 found[f"d{name}"] = self.library.host(gradient)
         return found
+
+
+class OursRecomputing(Ours):
+    """Gates computed again in the backward pass instead of kept."""
+
+    key = "penstock-recompute"
+    name = "penstock, recompute=True"
+    note = "keeps only the states for the backward pass; where a case names it"
+    on_request = True
+    options: ClassVar[dict[str, Any]] = {"recompute": True}
+
+    @classmethod
+    def applies(cls, case: Case) -> str:
+        if case.op == "sru":
+            return "the SRU keeps no gates"
+        return "" if case.training else "there is no backward pass"
+
+
+class OursInvariant(Ours):
+    """No sequence's result depends on how many others a call has."""
+
+    key = "penstock-invariant"
+    name = "penstock, batch-invariant"
+    note = "under penstock.set_batch_invariant(True); where a case names it"
+    on_request = True
+    devices = ("cpu",)
+
+    def call(self, x: Any, dy: Any) -> tuple[Any, Any, list[Any]]:
+        import penstock
+
+        before = penstock.get_batch_invariant()
+        penstock.set_batch_invariant(True)
+        try:
+            return super().call(x, dy)
+        finally:
+            penstock.set_batch_invariant(before)
 
 
 class OursWhole(Ours):
@@ -159,4 +200,4 @@ class OursWholeLast(OursWhole):
         return out.backprop(dh_last=self.dy)
 
 
-OURS: tuple[type[Peer], ...] = (Ours, OursWhole, OursWholeLast)
+OURS: tuple[type[Peer], ...] = (Ours, OursRecomputing, OursInvariant, OursWhole, OursWholeLast)

@@ -30,6 +30,8 @@ class Peer(ABC):
     note: ClassVar[str] = ""
     #: Whether it computes what ours does, from the same weights: then results are compared.
     same: ClassVar[bool] = True
+    #: Whether it is measured only where a case names it.
+    on_request: ClassVar[bool] = False
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     #: The module that it needs; penstock alone if empty.
     module: ClassVar[str] = ""

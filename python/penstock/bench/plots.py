@@ -105,6 +105,17 @@ def draw(
     _footer(figure, result, chosen)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI, facecolor="white")
+    if path.suffix.lower() == ".png":
+        _fewer_colours(path)
+
+
+def _fewer_colours(path: Path) -> None:
+    """Write a PNG again with a palette, which takes a third of the bytes."""
+    from PIL import Image  # which matplotlib needs, and so is there
+
+    with Image.open(path) as image:
+        palette = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    palette.save(path, optimize=True)
 
 
 # ---- curves ----------------------------------------------------------------------------------
@@ -140,7 +151,7 @@ def panels_of(
                     else:
                         continue
                     panel.curves.setdefault(key, []).append(point)
-            if panel.curves:
+            if any(len(points) >= least for points in panel.curves.values()):
                 found.append(panel)
     return found
 
@@ -301,7 +312,7 @@ def _short(ms: float) -> str:
 # ---- the sliced network's advantage ----------------------------------------------------------
 
 #: Whose time over whose, and the words for it.
-_ADVANTAGES = (
+ADVANTAGES = (
     ("torch-whole-last", OURS_KEY, "penstock sliced over torch.nn plain", "#0072B2"),
     ("torch-whole", OURS_KEY, "likewise, gradient of every step", "#56B4E9"),
     ("torch-whole-last", "torch-composed", "torch.nn sliced over torch.nn plain", "#D55E00"),
@@ -326,16 +337,16 @@ def _advantage(figures: Any, rows: list[dict[str, Any]], title: str | None) -> A
     places = figure.subplots(
         1, len(lengths), sharey=True, squeeze=False, gridspec_kw={"width_ratios": width}
     )[0]
-    values = [v for found in lengths.values() for row in found for _, (*_, v) in _ratios(row)]
+    values = [v for found in lengths.values() for row in found for *_, v in advantages(row)]
     values += [PAPER_ADVANTAGE[key] for key in lengths if key in PAPER_ADVANTAGE]
     handles: dict[str, Any] = {}
     for place, ((steps, slices), found) in zip(places, lengths.items(), strict=True):
         found.sort(key=lambda row: row["case"]["B"])
         for i, row in enumerate(found):
-            ratios = _ratios(row)
-            wide = 0.84 / len(_ADVANTAGES)
-            for j, (words, colour, few, value) in ratios:
-                x = i + (j - (len(_ADVANTAGES) - 1) / 2) * wide
+            ratios = advantages(row)
+            wide = 0.84 / len(ratios)
+            for j, (words, colour, few, value) in enumerate(ratios):
+                x = i + (j - (len(ratios) - 1) / 2) * wide
                 (bar,) = place.bar(x, value - 1, width=wide * 0.94, color=colour, bottom=1)
                 handles.setdefault(words, bar)
                 text = f"{value:.3g}" if value < 100 else f"{value:.0f}"
@@ -369,14 +380,16 @@ def _advantage(figures: Any, rows: list[dict[str, Any]], title: str | None) -> A
     return figure
 
 
-def _ratios(row: dict[str, Any]) -> list[tuple[int, tuple[str, str, bool, float]]]:
+def advantages(row: dict[str, Any]) -> list[tuple[str, str, bool, float]]:
+    """Of a sliced row: the words and the colour of each advantage, whether the rounds of its times
+    are few, and how many times as fast it is."""
     times = row["times"]
-    found = []
-    for j, (slow, fast, words, colour) in enumerate(_ADVANTAGES):
-        if slow in times and fast in times:
-            few = times[slow]["few"] or times[fast]["few"]
-            found.append((j, (words, colour, few, times[slow]["ms"] / times[fast]["ms"])))
-    return found
+    return [
+        (words, colour, times[slow]["few"] or times[fast]["few"],
+         times[slow]["ms"] / times[fast]["ms"])
+        for slow, fast, words, colour in ADVANTAGES
+        if slow in times and fast in times
+    ]  # fmt: skip
 
 
 # ---- what all have ---------------------------------------------------------------------------

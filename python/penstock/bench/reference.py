@@ -53,7 +53,8 @@ def _layer(
     outputs = []
     ends = []
     for d in range(case.dirs):
-        turned = x[::-1] if d else x
+        backwards = d == 1 or case.direction == "reverse"
+        turned = x[::-1] if backwards else x
         if case.op == "sru":
             scale = parameters.get(f"{prefix}scale_x", 1.0) if scale_x is None else scale_x
             weights = [parameters[prefix + n][d] for n in ("weight", "weight_c", "bias")]
@@ -62,7 +63,7 @@ def _layer(
             weights = [parameters[prefix + n][d] for n in _RECURRENT]
             y = _RECURRENCES[case.op](turned, *weights)
         ends.append(y[-1])
-        outputs.append(y[::-1] if d else y)
+        outputs.append(y[::-1] if backwards else y)
     return np.concatenate(outputs, axis=-1), np.concatenate(ends, axis=-1)
 
 

@@ -60,11 +60,22 @@ def load(path: Path) -> dict[str, Any]:
 def save(path: Path, result: dict[str, Any]) -> None:
     """Write a result, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(_rounded(result), indent=1, ensure_ascii=False)
+    write_text_atomically(path, text + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    """With four digits, more than any of these figures deserves."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def as_csv(result: dict[str, Any]) -> str:
     """The result as a table: a line for each case, number of threads and contender."""
+    result = _rounded(result)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)

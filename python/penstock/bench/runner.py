@@ -24,9 +24,11 @@ Save = Callable[[dict[str, Any]], None]
 _CODE = "import sys; sys.path[:] = {path!r}; from penstock.bench.worker import main; main()"
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, isa: str | None = None) -> dict[str, str]:
     """What every library must see before it is loaded."""
     environment = dict(os.environ)
+    if isa:
+        environment["PENSTOCK_ISA"] = isa
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         environment.pop(name, None)  # either halves OpenBLAS
     if threads:
@@ -49,7 +51,7 @@ def _start(job: dict[str, Any]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        env=_environment(job["threads"] if job["device"] == "cpu" else 0),
+        env=_environment(job["threads"] if job["device"] == "cpu" else 0, job["isa"]),
     )
     assert process.stdin is not None
     try:
@@ -69,6 +71,7 @@ class Run:
         device: "cpu" or "cuda".
         budget: seconds for each measurement.
         peers: keys of those to measure; None for all.
+        isa: the most that penstock may use of the processor's instructions; None for all.
         memory: measure peaks of memory: of every case, of none, or (None) where the suite says so.
         progress: is told a line about each thing done.
         save: is given the result so far after each row.
@@ -83,6 +86,7 @@ class Run:
         budget: float,
         peers: Sequence[str] | None = None,
         memory: bool | None = None,
+        isa: str | None = None,
         progress: Progress = lambda line: None,
         save: Save = lambda result: None,
     ) -> None:
@@ -92,6 +96,7 @@ class Run:
         self.budget = budget
         self.peers = None if peers is None else list(peers)
         self.memory = memory
+        self.isa = isa
         self.progress = progress
         self.save = save
         self.result: dict[str, Any] = {
@@ -101,7 +106,7 @@ class Run:
             "plot": suite.plot,
             "settings": {
                 "device": device, "threads": self.threads, "budget": budget, "peers": self.peers,
-                "memory": memory,
+                "memory": memory, "isa": isa,
             },
             "machine": {},
             "peers": {},
@@ -142,6 +147,7 @@ class Run:
                 "device": self.device,
                 "peers": self.peers,
                 "budget": self.budget,
+                "isa": self.isa,
             }
         )
         begun, rows = -1, 0
@@ -223,7 +229,7 @@ class Run:
         process = _start(
             {
                 "kind": "memory", "case": row["case"], "key": key, "threads": row["threads"],
-                "device": self.device,
+                "device": self.device, "isa": self.isa,
             }
         )  # fmt: skip
         try:

@@ -39,7 +39,7 @@ def title(row: dict[str, Any]) -> str:
 
 
 def faster_peers(row: dict[str, Any]) -> list[str]:
-    """Keys of peers that do the same work and whose quartiles lie below ours."""
+    """Keys of others' versions that do the same work and whose quartiles lie below ours."""
     times = row.get("times", {})
     if OURS_KEY not in times:
         return []
@@ -47,7 +47,7 @@ def faster_peers(row: dict[str, Any]) -> list[str]:
     return [
         key
         for key, time in times.items()
-        if key != OURS_KEY
+        if not key.startswith(OURS_KEY)
         and time["same"]
         and time["ms"] < ours["ms"]
         and time["high"] < ours["low"]
@@ -128,7 +128,9 @@ def summary(result: dict[str, Any]) -> list[str]:
     rows = [row for row in result["rows"] if "times" in row]
     failed = len(result["rows"]) - len(rows)
     compared = [
-        row for row in rows if any(t["same"] for k, t in row["times"].items() if k != OURS_KEY)
+        row
+        for row in rows
+        if any(t["same"] for k, t in row["times"].items() if not k.startswith(OURS_KEY))
     ]
     beaten = [row for row in compared if faster_peers(row)]
     words = []

@@ -20,7 +20,7 @@ from typing import Any
 from penstock.bench import formulas, machine
 from penstock.bench.cases import Case
 from penstock.bench.ceilings import cache_flusher, measure_ceilings
-from penstock.bench.checks import WrongResult, check_ours, check_peer
+from penstock.bench.checks import WrongResult, check_ours, check_peer, right_results
 from penstock.bench.peer import Peer, one_line
 from penstock.bench.peers import BY_KEY, CONTENDERS, OURS_KEY
 from penstock.bench.problem import Problem
@@ -42,10 +42,12 @@ def contenders_for(
                 continue
             if case.peers is not None and kind.key not in case.peers:
                 continue
+            if kind.on_request and kind.key not in (*(keys or ()), *(case.peers or ())):
+                continue
         why = kind.applies(case)
         if why:
-            # Somebody who names a peer is told why it is not there; a suite's list is for all.
-            if keys is not None:
+            # Those for other networks go without words, unless somebody has named them.
+            if keys is not None or not kind.applies(_plainer(case)):
                 skipped[kind.key] = why
             continue
         available, why = kind.available(device)
@@ -56,6 +58,11 @@ def contenders_for(
     return found
 
 
+def _plainer(case: Case) -> Case:
+    """The same network in its most usual form."""
+    return replace(case, layers=1, direction="forward", dtype="float32")
+
+
 def measure_case(case: Case, keys: list[str] | None, device: str, budget: float) -> dict[str, Any]:
     """Check and time one case: the row of results, without its threads and ceilings."""
     skipped: dict[str, str] = {}
@@ -64,15 +71,16 @@ def measure_case(case: Case, keys: list[str] | None, device: str, budget: float)
     ready: dict[str, Peer] = {}
     errors: dict[str, dict[str, float]] = {}
     right: dict[str, Any] = {}
+    ours: dict[str, Any] = {}
     for kind in contenders_for(case, keys, device, skipped):
         try:
             peer = kind()
             peer.prepare(problem, device)
             if kind.key == OURS_KEY:
-                right = peer.values()
-                errors[kind.key] = check_ours(problem, right)
+                ours, right = peer.values(), right_results(problem)
+                errors[kind.key] = check_ours(problem, ours, right)
             elif kind.same:
-                errors[kind.key] = check_peer(problem, peer.values(), right)
+                errors[kind.key] = check_peer(problem, peer.values(), ours, right)
             else:
                 peer.run()
                 peer.wait()
@@ -87,7 +95,7 @@ def measure_case(case: Case, keys: list[str] | None, device: str, budget: float)
                     traceback.print_exc()
                 return row
             skipped[kind.key] = text
-    right.clear()
+    del ours, right
     gc.collect()
     flush = cache_flusher(device) if case.cache == "cold" else None
     calls = {key: Call(peer.run, peer.wait) for key, peer in ready.items()}

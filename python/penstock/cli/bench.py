@@ -81,6 +81,14 @@ def run(
             show_default=False,
         ),
     ] = None,
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            help="At most these of the processor's instructions for penstock: base, avx2 or "
+            "avx512. Default: the suite's, or all.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write everything to this file, as JSON.")
     ] = None,
@@ -96,6 +104,7 @@ def run(
         return
     from rich.console import Console
 
+    from penstock.bench.cases import ISAS
     from penstock.bench.results import as_csv, save
     from penstock.bench.runner import Run
     from penstock.bench.table import show
@@ -112,6 +121,8 @@ def run(
         raise UserError(f"--only: expected a part of a case's line (actual: {only!r}, in none)")
     if budget is not None and not 0 < budget < float("inf"):
         raise UserError(f"--budget: expected a positive number of seconds (actual: {budget})")
+    if isa not in (None, *ISAS):
+        raise UserError(f"--isa: expected {', '.join(ISAS)} (actual: {isa!r})")
     if device not in (None, "cpu", "cuda"):
         raise UserError(f"--device: expected cpu or cuda (actual: {device!r})")
     for path in (out, csv):  # before minutes are spent
@@ -131,6 +142,7 @@ def run(
         budget=budget or chosen.budget or _BUDGET,
         peers=_peers(peers, chosen),
         memory=memory,
+        isa=isa or chosen.isa,
         progress=progress,
         save=lambda result: save(out, result) if out is not None else None,
     )

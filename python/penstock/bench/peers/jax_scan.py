@@ -47,7 +47,7 @@ class JaxScan(Peer):
 
     @classmethod
     def applies(cls, case: Case) -> str:
-        if case.op != "gru" or case.slices or case.layers > 1 or case.direction != "forward":
+        if case.op != "gru" or case.slices or case.layers > 1 or case.dirs > 1:
             return "written for one layer of a GRU in one direction"
         return "float64 is off in JAX by default" if case.dtype == "float64" else ""
 
@@ -75,7 +75,8 @@ class JaxScan(Peer):
                 h = n + z * (h - n)
                 return h, h
 
-            return jax.lax.scan(step, jnp.zeros((x.shape[1], hidden), x.dtype), u)[1]
+            h0 = jnp.zeros((x.shape[1], hidden), x.dtype)
+            return jax.lax.scan(step, h0, u, reverse=problem.case.direction == "reverse")[1]
 
         def both(parameters: Any, x: Any, dy: Any) -> Any:
             y, vjp = jax.vjp(gru, parameters, x)

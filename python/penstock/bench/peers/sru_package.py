@@ -34,6 +34,8 @@ class SRUPackage(TorchPeer):
     def applies(cls, case: Case) -> str:
         if case.op != "sru":
             return "it has the SRU alone"
+        if case.direction == "reverse":
+            return "it runs backwards only beside forwards"
         return "it does not slice" if case.slices else ""
 
     def build(self, problem: Problem) -> np.ndarray:

@@ -6,6 +6,7 @@ its BLAS; on a GPU all of them run in cuDNN.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,13 @@ from penstock.bench.problem import Problem
 
 _MODULES = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN"}
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _no_layer(case: Case) -> str:
+    """Why torch.nn has no layer for a case, in words; empty if it has."""
+    if case.op not in _MODULES:
+        return f"torch.nn has no {case.op.upper()}"
+    return "torch.nn runs backwards only beside forwards" if case.direction == "reverse" else ""
 
 
 class _TorchLayers(TorchPeer):
@@ -50,9 +58,7 @@ class TorchLayer(_TorchLayers):
 
     @classmethod
     def applies(cls, case: Case) -> str:
-        if case.op not in _MODULES:
-            return f"torch.nn has no {case.op.upper()}"
-        return "it does not slice" if case.slices else ""
+        return _no_layer(case) or ("it does not slice" if case.slices else "")
 
     def build(self, problem: Problem) -> np.ndarray:
         case = problem.case
@@ -77,7 +83,7 @@ class TorchLSTM(_TorchLayers):
     def applies(cls, case: Case) -> str:
         if case.op != "sru":
             return "it stands beside an SRU"
-        return "it does not slice" if case.slices else ""
+        return _no_layer(replace(case, op="lstm")) or ("it does not slice" if case.slices else "")
 
     def build(self, problem: Problem) -> np.ndarray:
         case = problem.case
@@ -97,9 +103,7 @@ class TorchComposed(_TorchLayers):
 
     @classmethod
     def applies(cls, case: Case) -> str:
-        if not case.slices:
-            return "the case is not sliced"
-        return "" if case.op in _MODULES else f"torch.nn has no {case.op.upper()}"
+        return _no_layer(case) if case.slices else "the case is not sliced"
 
     def build(self, problem: Problem) -> np.ndarray:
         case = problem.case
@@ -135,9 +139,7 @@ class TorchWhole(_TorchLayers):
 
     @classmethod
     def applies(cls, case: Case) -> str:
-        if not case.slices:
-            return "the case is not sliced"
-        return "" if case.op in _MODULES else f"torch.nn has no {case.op.upper()}"
+        return _no_layer(case) if case.slices else "the case is not sliced"
 
     def build(self, problem: Problem) -> np.ndarray:
         case = problem.case

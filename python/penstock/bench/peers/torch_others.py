@@ -14,7 +14,7 @@ from penstock.bench.problem import Problem
 
 def _one_plain_layer(case: Case) -> str:
     if case.layers > 1 or case.direction != "forward":
-        return "one layer in one direction only"
+        return "one layer, forward in time, only"
     return ""
 
 
