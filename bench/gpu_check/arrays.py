@@ -60,6 +60,10 @@ class Host:
         """Make a new stream current that does not wait for the default one."""
         raise Skip("there are no streams")
 
+    def lent_stream(self) -> AbstractContextManager[Any] | None:
+        """The same, for a stream of another library; None where there is no such thing."""
+        return None
+
     def busy(self, milliseconds: float) -> None:
         """Keep the current stream busy for about this long."""
         raise Skip("there are no streams")
@@ -77,6 +81,16 @@ class Host:
         start = time.perf_counter()
         function()
         return (time.perf_counter() - start) * 1e3
+
+
+class Lent:
+    """Somebody else's stream, known by the CUDA stream protocol alone."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream.ptr
 
 
 class CuPy(Host):
@@ -121,6 +135,13 @@ class CuPy(Host):
 
     def stream(self) -> AbstractContextManager[Any]:
         return self.cupy.cuda.Stream(non_blocking=True)
+
+    def lent_stream(self) -> AbstractContextManager[Any] | None:
+        kind = self.cupy.cuda.Stream
+        if not hasattr(kind, "from_external"):  # CuPy before 14
+            return None
+        self._owner = Lent(self.stream())  # lives as long as its stream may be used
+        return kind.from_external(self._owner)
 
     def busy(self, milliseconds: float) -> None:
         if self._filler is None:
