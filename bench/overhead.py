@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import penstock
-from machine import describe
+from penstock.bench.machine import describe
 
 ROUNDS = 15
 HERE = Path(__file__).resolve().parent
@@ -155,7 +155,7 @@ def main() -> None:
             )
         results.append(row)
     if args.out:
-        machine = describe("penstock", "torch", "numpy")
+        machine = describe(packages=("torch", "numpy"))
         config = penstock.config()
         machine["penstock"] = {k: config[k] for k in ("cpu_isa", "blas", "compiler")}
         text = json.dumps({"machine": machine, "results": results}, indent=1)
