@@ -128,6 +128,14 @@ def test_the_suites_that_come_along_are_sound() -> None:
             assert parse_cases(case.label)  # every field is in the label
 
 
+def test_the_published_suites_exist() -> None:
+    script = Path(__file__).resolve().parents[2] / "bench/publish.sh"
+    (line,) = [text for text in script.read_text().splitlines() if text.startswith("parts=")]
+    names = line.split(":-")[1].rstrip("}").split()
+    assert len(names) > 5
+    assert set(names) - {"sru_scan"} <= set(suite_names())
+
+
 def test_a_suite_is_found_by_path_and_a_missing_one_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("gru T=1 B=1 D=1 H=1\n")

@@ -475,7 +475,9 @@ def test_pictures_are_drawn(measured: Path, tmp_path: Path) -> None:
         out = tmp_path / name
         assert main(["bench", "plot", str(measured), "--out", str(out), *options]) == 0
         assert out.stat().st_size > 2000
-    assert (tmp_path / "time.png").read_bytes().startswith(b"\x89PNG")
+    png = (tmp_path / "time.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert png[25] == 3  # a palette, which takes a third of the bytes
     assert "By width" in (tmp_path / "h.svg").read_text()  # in a comment beside the outlines
 
 
@@ -491,6 +493,21 @@ def test_the_advantage_is_drawn_beside_the_papers(measured: Path, tmp_path: Path
     out = tmp_path / "a.svg"
     assert main(["bench", "plot", str(tmp_path / "r.json"), "--out", str(out)]) == 0
     assert out.stat().st_size > 2000
+
+
+def test_panels_are_of_fields_over_which_there_are_values(measured: Path) -> None:
+    from penstock.bench.plots import panels_of
+
+    rows = json.loads(measured.read_text())["rows"][:3]
+    assert [panel.x_field for panel in panels_of(rows, rows, None, "ms")] == ["H"]
+    assert panels_of(rows, rows, None, "peak_bytes") == []
+    for i, row in enumerate(rows):
+        row["times"]["penstock"]["peak_bytes"] = (i + 1) * 2**20
+    (panel,) = panels_of(rows, rows, None, "peak_bytes")
+    assert [point[:2] for point in panel.curves["penstock"]] == [(4, 1.0), (6, 2.0), (8, 3.0)]
+    # On more threads peaks are not measured: nothing to draw over threads.
+    more = [{**row, "threads": 2, "times": {"penstock": {"ms": 1.0}}} for row in rows]
+    assert panels_of([*rows, *more], rows, "threads", "peak_bytes") == []
 
 
 @pytest.mark.parametrize(
