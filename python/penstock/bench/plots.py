@@ -28,8 +28,8 @@ _COLOURS = {
     "penstock": "#0072B2", "penstock-whole": "#56B4E9", "penstock-whole-last": "#56B4E9",
     "torch": "#D55E00", "torch-lstm": "#882255", "torch-composed": "#882255",
     "torch-whole": "#E69F00", "torch-whole-last": "#D55E00", "sru": "#009E73",
-    "jax": "#CC79A7", "keras": "#E69F00", "numpy": "#7F7F7F", "conv2": "#E69F00",
-    "conv3": "#A67300", "dilated-cnn": "#009E73", "products": "#333333",
+    "jax": "#CC79A7", "keras": "#E69F00", "numpy": "#7F7F7F", "onednn": "#44AA99",
+    "conv2": "#E69F00", "conv3": "#A67300", "dilated-cnn": "#009E73", "products": "#333333",
     "flashrnn": "#009E73", "accelerated-scan": "#CC79A7",
 }  # fmt: skip
 _DASHED = ("penstock-whole-last", "products", "conv3", "dilated-cnn")
