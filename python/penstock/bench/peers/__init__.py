@@ -9,6 +9,7 @@ from penstock.bench.peers import (
     jax_scan,
     keras_gru,
     numpy_loop,
+    onednn,
     sru_package,
     torch_layers,
     torch_others,
@@ -19,6 +20,7 @@ from penstock.training.errors import UserError
 CONTENDERS: tuple[type[Peer], ...] = (
     *OURS,
     *torch_layers.PEERS,
+    *onednn.PEERS,
     *sru_package.PEERS,
     *jax_scan.PEERS,
     *keras_gru.PEERS,
