@@ -379,6 +379,35 @@ def test_fewer_instructions_are_asked_for_and_noted(tmp_path: Path) -> None:
     assert found[1][1] == "base"
 
 
+def test_mending_measures_again_what_was_disturbed(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "r.json"
+    lines = ["gru T=4 B=2 D=H H=4,6,8", "rnn T=8 B=2 D=3 H=4 slices=2 pass=train memory=yes"]
+    arguments = ["bench", "--peers", "numpy", "--out", str(out), "--mend", *TINY]
+    for line in lines:
+        arguments += ["--case", line]
+    assert main(arguments) == 2
+    assert "--mend: expected a result at --out" in capsys.readouterr().err
+    old = json.loads(measured.read_text())
+    for row in old["rows"]:
+        row["processors_of_others"] = 0.0
+        row["times"]["penstock"]["ms"] = 1e6
+    old["rows"][1]["processors_of_others"] = 1.0
+    old["rows"][3]["processors_of_others"] = 1.0
+    old["rows"][3]["times"]["penstock"]["peak_bytes"] = 12345
+    del old["rows"][2]
+    out.write_text(json.dumps(old))
+    assert main(arguments) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["case"]["H"] for row in rows] == [4, 6, 8, 4]
+    assert [row["times"]["penstock"]["ms"] == 1e6 for row in rows] == [True, False, False, False]
+    assert rows[3]["times"]["penstock"]["peak_bytes"] == 12345
+    out.write_text(json.dumps({**old, "machine": {**old["machine"], "processor": "Abacus 9"}}))
+    assert main(arguments) == 2
+    assert "processor: Abacus 9 and" in capsys.readouterr().err
+
+
 def test_show_prints_the_tables_again(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "show", str(measured)]) == 0
     text = capsys.readouterr().out

@@ -17,8 +17,8 @@ from typing import Any
 
 #: Packages whose versions a result names, where they are installed.
 PACKAGES = (
-    "penstock", "numpy", "torch", "sru", "jax", "jaxlib", "keras", "cupy-cuda13x", "cupy-cuda12x",
-    "flashrnn", "accelerated-scan",
+    "penstock", "numpy", "torch", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn", "sru", "jax",
+    "jaxlib", "keras", "cupy-cuda13x", "cupy-cuda12x", "flashrnn", "accelerated-scan",
 )  # fmt: skip
 #: What two results must share to be of one machine.
 IDENTITY = ("processor", "cores", "memory_gib", "os", "gpu")

@@ -429,7 +429,9 @@ def _footer(figure: Any, result: dict[str, Any], rows: Sequence[dict[str, Any]])
     used = {key.partition("-")[0] for row in rows for key in row["times"]} | {"penstock"}
     used |= {"torch"} if used & {"conv2", "conv3", "products", "dilated"} else set()
     versions = ", ".join(
-        f"{name} {version}" for name, version in machine["versions"].items() if name in used
+        f"{name} {version}"
+        for name, version in machine["versions"].items()
+        if name.partition("-")[0] in used
     )
     threads = sorted({row["threads"] for row in rows})
     counts = " and ".join(threads_in_words(n) for n in threads)

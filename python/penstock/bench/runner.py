@@ -73,6 +73,8 @@ class Run:
         peers: keys of those to measure; None for all.
         isa: the most that penstock may use of the processor's instructions; None for all.
         memory: measure peaks of memory: of every case, of none, or (None) where the suite says so.
+        before: an earlier result of the same suite and machine, whose rows are kept unless others
+            were at work then, or they failed.
         progress: is told a line about each thing done.
         save: is given the result so far after each row.
     """
@@ -87,6 +89,7 @@ class Run:
         peers: Sequence[str] | None = None,
         memory: bool | None = None,
         isa: str | None = None,
+        before: dict[str, Any] | None = None,
         progress: Progress = lambda line: None,
         save: Save = lambda result: None,
     ) -> None:
@@ -114,6 +117,18 @@ class Run:
             "rows": [],
             "complete": False,
         }  # fmt: skip
+        self.seconds = 0.0
+        self.old_rows: dict[tuple[str, int], dict[str, Any]] = {}
+        if before is not None:
+            self.old_rows = {(row["label"], row["threads"]): row for row in before["rows"]}
+            self.result["rows"] = [
+                self.old_rows[case.label, n]
+                for n in self.threads for case in suite.cases
+                if _sound(self.old_rows.get((case.label, n)))
+            ]  # fmt: skip
+            for name in ("machine", "peers", "ceilings"):
+                self.result[name] = before[name]
+            self.seconds = before.get("seconds", 0.0)
 
     def run(self) -> dict[str, Any]:
         """Measure everything; the result is as ``docs/benchmarks.md`` describes it.
@@ -126,12 +141,13 @@ class Run:
             self._with_threads(threads)
         self._peaks()
         self.result["complete"] = True
-        self.result["seconds"] = round(time.monotonic() - start, 1)
+        self.result["seconds"] = round(self.seconds + time.monotonic() - start, 1)
         self.save(self.result)
         return self.result
 
     def _with_threads(self, threads: int) -> None:
-        cases = list(self.suite.cases)
+        kept = {row["label"] for row in self.result["rows"] if row["threads"] == threads}
+        cases = [case for case in self.suite.cases if case.label not in kept]
         # A process that dies takes one case with it; another goes on behind it.
         while cases:
             done = self._one_process(cases, threads)
@@ -202,9 +218,16 @@ class Run:
         known = self.result["ceilings"].get(str(row["threads"]))
         if known is not None:
             add_rates(row, known)
-        self.result["rows"].append(row)
+        old = self.old_rows.get((row["label"], row["threads"]), {}).get("times", {})
+        for key, found in row.get("times", {}).items():
+            if "peak_bytes" in old.get(key, {}):  # others' work does not change it
+                found["peak_bytes"] = old[key]["peak_bytes"]
+        rows = self.result["rows"]
+        rows.append(row)
         total = len(self.suite.cases) * len(self.threads)
-        self.progress(f"[{len(self.result['rows'])}/{total}] {row_in_words(row)}")
+        self.progress(f"[{len(rows)}/{total}] {row_in_words(row)}")
+        order = {case.label: i for i, case in enumerate(self.suite.cases)}
+        rows.sort(key=lambda row: (self.threads.index(row["threads"]), order[row["label"]]))
         self.save(self.result)
 
     def _peaks(self) -> None:
@@ -215,8 +238,11 @@ class Run:
             wanted = row["case"]["memory"] if self.memory is None else self.memory
             if not wanted:
                 continue
-            for key, found in row["times"].items():
-                found["peak_bytes"] = self._peak(row, key)
+            missing = [key for key, found in row["times"].items() if "peak_bytes" not in found]
+            if not missing:
+                continue
+            for key in missing:
+                row["times"][key]["peak_bytes"] = self._peak(row, key)
             peaks = ", ".join(
                 f"{key} {found['peak_bytes'] / 2**20:.0f} MiB"
                 for key, found in row["times"].items()
@@ -243,6 +269,11 @@ class Run:
             if process.stdout is not None:
                 process.stdout.close()
         return events[-1]["peak"] if events else None
+
+
+def _sound(row: dict[str, Any] | None) -> bool:
+    """Whether a row has times, which others did not disturb."""
+    return row is not None and "times" in row and (row["processors_of_others"] or 0.0) <= BUSY
 
 
 def _ceilings_in_words(ceilings: dict[str, Any], threads: int) -> str:

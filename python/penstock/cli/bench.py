@@ -93,6 +93,14 @@ def run(
         Path | None, typer.Option(help="Write everything to this file, as JSON.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the times to this file, as CSV.")] = None,
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--mend",
+            help="Keep what the file of --out has, and measure again what is missing there, has "
+            "failed, or was measured while others kept part of the machine busy.",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No lines of progress.")] = False,
 ) -> None:
     """Measure penstock and its peers on this machine.
@@ -131,6 +139,10 @@ def run(
     where = device or chosen.device
     _check_device(where)
 
+    if mend and only is not None:
+        raise UserError("--mend: expected no --only, which would lose the other cases")
+    before = _result_to_mend(mend, out, chosen.name, where, counts)
+
     def progress(line: str) -> None:
         if not quiet:
             print(line, file=sys.stderr, flush=True)
@@ -143,6 +155,7 @@ def run(
         peers=_peers(peers, chosen),
         memory=memory,
         isa=isa or chosen.isa,
+        before=before,
         progress=progress,
         save=lambda result: save(out, result) if out is not None else None,
     )
@@ -287,6 +300,37 @@ def _suite(name: str | None, lines: list[str] | None) -> Any:
             raise UserError("--case: expected an operation and its fields (actual: nothing)")
         cases += parse_cases(line, "--case")
     return Suite("cases", "", list(dict.fromkeys(cases)))
+
+
+def _result_to_mend(
+    mend: bool, out: Path | None, suite: str, device: str, threads: list[int]
+) -> Any:
+    """The result that a run goes on from, None for none.
+
+    Raises:
+        UserError: there is no file, or it is of another suite, machine or version.
+    """
+    from penstock.bench.machine import describe, differences
+    from penstock.bench.results import load
+    from penstock.training.errors import UserError
+
+    if not mend:
+        return None
+    if out is None or not out.exists():
+        raise UserError(f"--mend: expected a result at --out (actual: {out})")
+    found, here = load(out), describe(device)
+    other = differences(found["machine"], here)
+    if found["suite"] != Path(suite).name:
+        other.insert(0, f"suite: {found['suite']} and {Path(suite).name}")
+    if found["settings"]["device"] != device:
+        other.append(f"device: {found['settings']['device']} and {device}")
+    if device == "cpu" and found["settings"]["threads"] != threads:
+        other.append(f"threads: {found['settings']['threads']} and {threads}")
+    if found["machine"]["versions"] != here["versions"]:
+        other.append(f"versions: {found['machine']['versions']} and {here['versions']}")
+    if other:
+        raise UserError(f"--mend: expected a result of the same kind (actual: {'; '.join(other)})")
+    return found
 
 
 def _numbers(option: str, text: str) -> list[int]:
