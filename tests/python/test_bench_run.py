@@ -276,6 +276,28 @@ def test_short_calls_are_made_many_times_a_sample_but_once_with_cold_caches() ->
     assert warm["warm"]["low"] <= warm["warm"]["ms"] <= warm["warm"]["high"]
 
 
+def test_waiting_for_others_ends_when_they_do_or_with_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, busy = [0.0], [0.0]
+    rates = iter([1.0, 1.0, 0.0, 1.0])
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        busy[0] += seconds * next(rates)
+
+    monkeypatch.setattr(worker.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(worker.time, "sleep", sleep)
+    monkeypatch.setattr(worker.machine, "busy_seconds", lambda: busy[0])
+    monkeypatch.setattr(worker.machine, "own_seconds", lambda: 0.0)
+    worker.wait_for_quiet(0.0)
+    assert clock[0] == 0.0
+    worker.wait_for_quiet(60.0)
+    assert clock[0] == 1.5  # the third time they were gone
+    worker.wait_for_quiet(0.5)
+    assert clock[0] == 2.0  # they were there, and patience was over
+
+
 def test_rates_and_shares() -> None:
     row = {
         "case": {"dtype": "float32"}, "operations": 2_000_000, "bytes": 8_000_000,
@@ -577,6 +599,7 @@ def test_what_cannot_be_drawn_is_said(
         (["--sweep", "G=1"], "--sweep: expected a field of"),
         (["--only", "tpu"], "--only: expected a part of a case's line"),
         (["--budget", "0"], "--budget: expected a positive number"),
+        (["--patience", "-1"], "--patience: expected seconds"),
         (["--isa", "sse"], "--isa: expected base, avx2, avx512"),
         (["--device", "tpu"], "--device: expected cpu or cuda"),
         (["--out", "."], "is a folder"),

@@ -73,6 +73,7 @@ class Run:
         peers: keys of those to measure; None for all.
         isa: the most that penstock may use of the processor's instructions; None for all.
         memory: measure peaks of memory: of every case, of none, or (None) where the suite says so.
+        patience: seconds to wait before each case for others to leave the machine alone.
         before: an earlier result of the same suite and machine, whose rows are kept unless others
             were at work then, or they failed.
         progress: is told a line about each thing done.
@@ -89,6 +90,7 @@ class Run:
         peers: Sequence[str] | None = None,
         memory: bool | None = None,
         isa: str | None = None,
+        patience: float = 0.0,
         before: dict[str, Any] | None = None,
         progress: Progress = lambda line: None,
         save: Save = lambda result: None,
@@ -100,6 +102,7 @@ class Run:
         self.peers = None if peers is None else list(peers)
         self.memory = memory
         self.isa = isa
+        self.patience = patience
         self.progress = progress
         self.save = save
         self.result: dict[str, Any] = {
@@ -117,18 +120,16 @@ class Run:
             "rows": [],
             "complete": False,
         }  # fmt: skip
-        self.seconds = 0.0
-        self.old_rows: dict[tuple[str, int], dict[str, Any]] = {}
+        self.kept: set[tuple[str, int]] = set()
         if before is not None:
-            self.old_rows = {(row["label"], row["threads"]): row for row in before["rows"]}
-            self.result["rows"] = [
-                self.old_rows[case.label, n]
-                for n in self.threads for case in suite.cases
-                if _sound(self.old_rows.get((case.label, n)))
-            ]  # fmt: skip
-            for name in ("machine", "peers", "ceilings"):
-                self.result[name] = before[name]
-            self.seconds = before.get("seconds", 0.0)
+            wanted = {(case.label, n) for case in suite.cases for n in self.threads}
+            self.result["rows"] = [row for row in before["rows"] if _key(row) in wanted]
+            self.kept = {_key(row) for row in self.result["rows"] if _sound(row)}
+            # What all of it takes in one go, which mending does not change.
+            for name in ("machine", "peers", "ceilings", "seconds"):
+                if name in before:
+                    self.result[name] = before[name]
+        self.mending = before is not None
 
     def run(self) -> dict[str, Any]:
         """Measure everything; the result is as ``docs/benchmarks.md`` describes it.
@@ -141,13 +142,13 @@ class Run:
             self._with_threads(threads)
         self._peaks()
         self.result["complete"] = True
-        self.result["seconds"] = round(self.seconds + time.monotonic() - start, 1)
+        if not self.mending:
+            self.result["seconds"] = round(time.monotonic() - start, 1)
         self.save(self.result)
         return self.result
 
     def _with_threads(self, threads: int) -> None:
-        kept = {row["label"] for row in self.result["rows"] if row["threads"] == threads}
-        cases = [case for case in self.suite.cases if case.label not in kept]
+        cases = [case for case in self.suite.cases if (case.label, threads) not in self.kept]
         # A process that dies takes one case with it; another goes on behind it.
         while cases:
             done = self._one_process(cases, threads)
@@ -164,6 +165,7 @@ class Run:
                 "peers": self.peers,
                 "budget": self.budget,
                 "isa": self.isa,
+                "patience": self.patience,
             }
         )
         begun, rows = -1, 0
@@ -218,14 +220,17 @@ class Run:
         known = self.result["ceilings"].get(str(row["threads"]))
         if known is not None:
             add_rates(row, known)
-        old = self.old_rows.get((row["label"], row["threads"]), {}).get("times", {})
-        for key, found in row.get("times", {}).items():
-            if "peak_bytes" in old.get(key, {}):  # others' work does not change it
-                found["peak_bytes"] = old[key]["peak_bytes"]
         rows = self.result["rows"]
+        for old in [old for old in rows if _key(old) == _key(row)]:
+            rows.remove(old)
+            for key, found in row.get("times", {}).items():
+                if "peak_bytes" in old.get("times", {}).get(key, {}):
+                    # Others' work does not change it.
+                    found["peak_bytes"] = old["times"][key]["peak_bytes"]
         rows.append(row)
+        self.kept.add(_key(row))
         total = len(self.suite.cases) * len(self.threads)
-        self.progress(f"[{len(rows)}/{total}] {row_in_words(row)}")
+        self.progress(f"[{len(self.kept)}/{total}] {row_in_words(row)}")
         order = {case.label: i for i, case in enumerate(self.suite.cases)}
         rows.sort(key=lambda row: (self.threads.index(row["threads"]), order[row["label"]]))
         self.save(self.result)
@@ -271,9 +276,13 @@ class Run:
         return events[-1]["peak"] if events else None
 
 
-def _sound(row: dict[str, Any] | None) -> bool:
+def _key(row: dict[str, Any]) -> tuple[str, int]:
+    return row["label"], row["threads"]
+
+
+def _sound(row: dict[str, Any]) -> bool:
     """Whether a row has times, which others did not disturb."""
-    return row is not None and "times" in row and (row["processors_of_others"] or 0.0) <= BUSY
+    return "times" in row and (row["processors_of_others"] or 0.0) <= BUSY
 
 
 def _ceilings_in_words(ceilings: dict[str, Any], threads: int) -> str:

@@ -19,9 +19,9 @@ ROUNDS = 5
 #: Contenders whose ROUNDS would take longer than this many budgets get fewer, and are marked.
 PATIENCE = 1.0
 FEWEST_ROUNDS = 3
-#: Calls that take longer are not warmed up again at their turn: threads of others, which may spin
-#: for some milliseconds, do not count beside them.
-LONG_SECONDS = 0.1
+#: Calls that take longer are not warmed up again at their turn, for the time that it takes. Shorter
+#: ones are: others' threads may spin yet, and their arrays have taken the place of this one's.
+LONG_SECONDS = 1.0
 
 
 @dataclass

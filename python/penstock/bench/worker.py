@@ -12,6 +12,7 @@ import math
 import os
 import resource
 import sys
+import time
 import traceback
 import warnings
 from dataclasses import replace
@@ -25,6 +26,9 @@ from penstock.bench.peer import Peer, one_line
 from penstock.bench.peers import BY_KEY, CONTENDERS, OURS_KEY
 from penstock.bench.problem import Problem
 from penstock.bench.timing import Call, measure
+
+#: Processors that others may keep busy where somebody waits for a quiet machine.
+QUIET = 0.1
 
 
 def contenders_for(
@@ -165,6 +169,17 @@ def _peak_on_device(case: Case, call: Any) -> int | None:
     return int(peak) if peak > 0 else None
 
 
+def wait_for_quiet(patience: float) -> None:
+    """Wait until others leave the processors alone, at most so many seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        start, busy, own = time.monotonic(), machine.busy_seconds(), machine.own_seconds()
+        time.sleep(min(0.5, patience))
+        others = (machine.busy_seconds() - busy) - (machine.own_seconds() - own)
+        if not others / (time.monotonic() - start) > QUIET:
+            return
+
+
 def _hold_to(threads: int) -> None:
     """Have every library use that many threads, and run on as many processors."""
     import penstock
@@ -197,6 +212,7 @@ def _run(job: dict[str, Any], emit: Any) -> None:
     emit({"ceilings": ceilings})
     for number, case in enumerate(cases):
         emit({"begin": number})
+        wait_for_quiet(job.get("patience", 0.0))
         row = measure_case(case, job["peers"], device, job["budget"])
         emit({"row": {"threads": job["threads"], **row}})
         gc.collect()

@@ -101,6 +101,12 @@ def run(
             "failed, or was measured while others kept part of the machine busy.",
         ),
     ] = False,
+    patience: Annotated[
+        float,
+        typer.Option(
+            help="Seconds to wait before each case for other programs to leave the machine alone."
+        ),
+    ] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No lines of progress.")] = False,
 ) -> None:
     """Measure penstock and its peers on this machine.
@@ -129,6 +135,8 @@ def run(
         raise UserError(f"--only: expected a part of a case's line (actual: {only!r}, in none)")
     if budget is not None and not 0 < budget < float("inf"):
         raise UserError(f"--budget: expected a positive number of seconds (actual: {budget})")
+    if not 0 <= patience < float("inf"):
+        raise UserError(f"--patience: expected seconds, 0 or more (actual: {patience})")
     if isa not in (None, *ISAS):
         raise UserError(f"--isa: expected {', '.join(ISAS)} (actual: {isa!r})")
     if device not in (None, "cpu", "cuda"):
@@ -155,6 +163,7 @@ def run(
         peers=_peers(peers, chosen),
         memory=memory,
         isa=isa or chosen.isa,
+        patience=patience,
         before=before,
         progress=progress,
         save=lambda result: save(out, result) if out is not None else None,
