@@ -39,7 +39,7 @@ def tokens_of(text: str) -> list[str]:
     return _TOKENIZE(_HYPHEN.sub(" - ", joined))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Tokenised texts with their classes.
 
@@ -134,6 +134,7 @@ class Words:
         return TokenExamples(sequences, corpus.labels[rows], pad=pad, bucket=bucket)
 
 
+@lru_cache(maxsize=8)
 def words_with_vectors(corpus: Corpus, path: Path, scale: float) -> Words:
     """All words of a corpus with vectors from a file, which are not to be trained.
 

@@ -46,9 +46,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "srnn-4-3": {"encoder": "sliced-gru", "slices": [4, 4, 4], **CHOSEN, "tier": 0},
     "srnn-2-8": {"encoder": "sliced-gru", "slices": [2] * 8, **CHOSEN, "tier": 0},
     "dcnn": {"encoder": "torch-dcnn", "layers": 9, "pooling": "last", **CHOSEN, "tier": 0},
-    "gru-max": {"encoder": "gru", "layers": 1, "pooling": "max", **CHOSEN, "tier": 1},
+    "gru-max": {"encoder": "gru", "layers": 1, "pooling": "max", **CHOSEN, "tier": 0},
 }
-GRID = {"dropout": (0.2, 0.5), "lr": (0.002, 0.004)}
+GRID = {"dropout": (0.2,), "lr": (0.002, 0.004)}
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
