@@ -19,9 +19,13 @@ ROUNDS = 5
 #: Contenders whose ROUNDS would take longer than this many budgets get fewer, and are marked.
 PATIENCE = 1.0
 FEWEST_ROUNDS = 3
+#: Before a turn: OpenMP's threads look for new work for up to 15 ms after the last, on processors
+#: that the next contender needs.
+SETTLE_SECONDS = 0.03
 #: Calls that take longer are not warmed up again at their turn, for the time that it takes. Shorter
-#: ones are: others' threads may spin yet, and their arrays have taken the place of this one's.
+#: ones are: others' arrays have taken the place of this one's.
 LONG_SECONDS = 1.0
+_SLEEP_SECONDS = 0.003
 
 
 @dataclass
@@ -63,6 +67,20 @@ def sample(call: Call, count: int) -> float:
         call.run()
     call.wait()
     return (time.perf_counter() - start) / count
+
+
+def settle(most: float = 0.2) -> None:
+    """Wait until the threads that a call has left waiting in a loop are asleep.
+
+    OpenMP's wait so for some milliseconds, OpenBLAS' for some tens, on processors that the next
+    contender needs.
+    """
+    end = time.perf_counter() + most
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(_SLEEP_SECONDS)
+        if time.process_time() - before < 0.2 * _SLEEP_SECONDS:
+            return
 
 
 def measure(
@@ -110,6 +128,8 @@ def measure(
                 break
             for name in turn:
                 call, times = calls[name], found[name]
+                time.sleep(SETTLE_SECONDS)
+                settle()
                 if flush is not None:
                     flush()
                 elif not times.samples or times.samples[-1] < LONG_SECONDS * 1e3:
