@@ -25,7 +25,8 @@ SETTLE_SECONDS = 0.03
 #: Calls that take longer are not warmed up again at their turn, for the time that it takes. Shorter
 #: ones are: others' arrays have taken the place of this one's.
 LONG_SECONDS = 1.0
-_SLEEP_SECONDS = 0.003
+#: Systems account for running threads only every few milliseconds.
+_SLEEP_SECONDS = 0.015
 
 
 @dataclass
