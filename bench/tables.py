@@ -4,9 +4,8 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``, a
 sentence between ``<!-- value: NAME -->`` and ``<!-- end of value -->``. NAME is a key of TABLES or
 VALUES here or in one of OTHERS, whose functions take no arguments and return what stands there.
 
-python bench/tables.py            # after bench/sru_cpu.py --out bench/results/sru_cpu.json
-                                  # or bench/recurrent_cpu.py, likewise
-python bench/tables.py --check    # status 1 if a table says something else
+python bench/tables.py            # after bench/publish.sh, or one of the programs that it runs
+python bench/tables.py --check    # status 1 if a figure says something else
 """
 
 from __future__ import annotations
@@ -14,243 +13,390 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.bench.cases import Case
+from penstock.bench.plots import PAPER_ADVANTAGE, advantages
+from penstock.bench.runner import BUSY, threads_in_words
+from penstock.bench.table import faster_peers
+
 ROOT = Path(__file__).resolve().parents[1]
-SRU_RESULTS = "bench/results/sru_cpu.json"
-RECURRENT_RESULTS = "bench/results/recurrent_cpu.json"
-OVERHEAD_RESULTS = "bench/results/overhead_cpu.json"
-OURS = "penstock.SRU"
-FLOOR = "matrix products"
+RESULTS = ROOT / "bench/results"
+PASSES = {"forward": "forward", "train": "forward + backward"}
+Row = dict[str, Any]
+
+
+def results(name: str) -> dict[str, Any]:
+    """What is in bench/results under a name."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+# ---- words -----------------------------------------------------------------------------------
 
 
 def _milliseconds(ms: float) -> str:
     return f"{ms:.3g}" if ms < 100 else f"{ms:.0f}"
 
 
-def _cell(name: str, row: dict[str, Any], ours: str = OURS) -> str:
-    """Time of a contender and how many times ours it is."""
-    if name not in row["times"]:
-        return "–"
-    ms = row["times"][name]["ms"]
-    if name == ours:
-        return f"**{_milliseconds(ms)}**"
-    return f"{_milliseconds(ms)} ({ms / row['times'][ours]['ms']:.1f}×)"
-
-
-def _origin(data: dict[str, Any]) -> str:
+def _origin(data: dict[str, Any], keys: Iterable[str] = ()) -> str:
+    """Machine, date and versions: of everything, or of what the contenders ``keys`` are."""
     machine = data["machine"]
+    used = {"penstock", *(_package(key) for key in keys)}
     versions = ", ".join(
-        f"{name} {version}" for name, version in machine["versions"].items() if version
+        f"{name} {version}"
+        for name, version in machine["versions"].items()
+        if version and (not keys or name.partition("-")[0] in used)
     )
-    return f"{machine['processor']}, {machine['cores']} cores, {machine['date']}; {versions}."
+    words = f"{machine['processor']}, {machine['cores']} cores, {machine['date'][:10]}; {versions}."
+    busy = sum((row.get("processors_of_others") or 0) > BUSY for row in data.get("rows", []))
+    if busy:
+        words += f" In {busy} of {len(data['rows'])} measurements others kept part of it busy."
+    return words
 
 
-def layer(data: dict[str, Any], threads: int | None = None) -> str:
-    """Times of the layer and its peers, in Markdown; of all numbers of threads or of one."""
-    rows = [
-        row
-        for row in data["results"]
-        if "case" in row and OURS in row["times"] and threads in (None, row["threads"])
-    ]
-    peers: list[str] = []
+def _package(key: str) -> str:
+    """What a contender comes with."""
+    name = key.partition("-")[0]
+    return "torch" if name in ("conv2", "conv3", "products", "dilated") else name
+
+
+def _shape(case: Case) -> str:
+    return f"({case.T}, {case.B}, {case.D}, {case.H})"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# ---- times -----------------------------------------------------------------------------------
+
+
+def chosen(
+    data: dict[str, Any], *ops: str, sliced: bool = False, threads: int | None = None,
+    one_layer: bool = False,
+) -> list[Row]:  # fmt: skip
+    """Rows of these operations; ``threads``: of so many, or -1 for the most there are."""
+    most = max(row["threads"] for row in data["rows"])
+    found = []
+    for row in data["rows"]:
+        case = Case.from_json(row["case"])
+        if case.op not in ops or bool(case.slices) != sliced or "times" not in row:
+            continue
+        if one_layer and (case.layers > 1 or case.direction != "forward"):
+            continue
+        if threads in (None, row["threads"]) or (threads == -1 and row["threads"] == most):
+            found.append(row)
+    return found
+
+
+def _cell(row: Row, key: str, best: Sequence[str]) -> str:
+    if key not in row["times"]:
+        return "–"
+    time = row["times"][key]
+    text = _milliseconds(time["ms"]) + ("~" if time["few"] else "")
+    if key != "penstock":
+        text += f" ({time['ms'] / row['times']['penstock']['ms']:.1f}×)"
+    return f"**{text}**" if key in best else text
+
+
+def times(data: dict[str, Any], rows: Sequence[Row], keys: Sequence[str]) -> str:
+    """Milliseconds of penstock and of the contenders ``keys``, a line for each row."""
+    names = {key: time for row in rows for key, time in row["times"].items()}
+    shown = ["penstock", *(key for key in keys if key in names)]
+    heads = [names[key]["name"] + ("" if names[key]["same"] else " \\*") for key in shown]
+    several = len({row["threads"] for row in rows}) > 1
+    lines = []
     for row in rows:
-        peers += [name for name in row["times"] if name not in (OURS, FLOOR, *peers)]
-    names = [OURS, *peers, FLOOR]
-    lines = [
-        f"| (T, B, D, H) | pass | threads | {' | '.join(names)} |",
-        "|---|---|---|" + "---|" * len(names),
-    ]
-    for row in rows:
-        case = ", ".join(map(str, row["case"]))
-        values = " | ".join(_cell(name, row) for name in names)
-        mode = row["mode"].replace("+", " + ")
-        lines.append(f"| ({case}) | {mode} | {row['threads']} | {values} |")
-    return "\n".join(
-        [*lines, "", f"Milliseconds, float32, medians; in brackets, times ours. {_origin(data)}"]
+        case = Case.from_json(row["case"])
+        best = [key for key in faster_peers(row) if key in shown] or ["penstock"]
+        line = [case.network, _shape(case), PASSES[case.mode]]
+        line += [str(row["threads"])] if several else []
+        lines.append([*line, *(_cell(row, key, best) for key in shown)])
+    head = ["network", "(T, B, D, H)", "pass", *(["threads"] if several else []), *heads]
+    count = "" if several else f" {threads_in_words(rows[0]['threads'])},"
+    words = [f"Milliseconds a call,{count} float32, medians; in brackets, times penstock's"]
+    words.append("bold: the fastest of those that do the same work")
+    if any(not names[key]["same"] for key in shown):
+        words.append("\\*: does other work")
+    if any(row["times"][key]["few"] for row in rows for key in shown if key in row["times"]):
+        words.append("~: fewer than five rounds")
+    return f"{_table(head, lines)}\n\n{'; '.join(words)}. {_origin(data, shown)}"
+
+
+SRU = ("sru", "torch-lstm", "conv2", "conv3", "products")
+RECURRENT = ("torch", "onednn", "jax", "keras", "numpy")
+SLICED = (
+    "torch-composed", "numpy", "dilated-cnn", "torch-whole", "torch-whole-last", "penstock-whole",
+    "penstock-whole-last",
+)  # fmt: skip
+CPU, NO_AMX = "cpu", "cpu_no_amx"
+
+
+def sru(threads: int | None, keys: Sequence[str], name: str = CPU) -> str:
+    data = results(name)
+    return times(data, chosen(data, "sru", threads=threads), keys)
+
+
+def recurrent(threads: int | None, keys: Sequence[str], name: str = CPU) -> str:
+    data = results(name)
+    return times(data, chosen(data, "gru", "lstm", "rnn", threads=threads), keys)
+
+
+def recurrent_in_short() -> str:
+    data = results(CPU)
+    return times(data, chosen(data, "gru", "lstm", threads=-1, one_layer=True), RECURRENT[:4])
+
+
+def sliced(keys: Sequence[str], name: str = CPU) -> str:
+    data = results(name)
+    return times(data, chosen(data, "gru", sliced=True), keys)
+
+
+def beaten(*found: tuple[str, dict[str, Any]]) -> str:
+    """Where a peer that does the same work is faster, of results with a name for each."""
+    rows = []
+    for name, data in found:
+        for row in data["rows"]:
+            case = Case.from_json(row["case"])
+            for key in faster_peers(row):
+                time, ours = row["times"][key]["ms"], row["times"]["penstock"]["ms"]
+                line = [case.network, _shape(case), PASSES[case.mode], str(row["threads"]), name]
+                ms = [_milliseconds(ours), _milliseconds(time), f"{ours / time:.2f}"]
+                rows.append([*line, row["times"][key]["name"], *ms])
+    if not rows:
+        return "Nowhere in these results."
+    head = ["network", "(T, B, D, H)", "pass", "threads", "instructions", "peer", "penstock, ms"]
+    head += ["peer, ms", "times as fast"]
+    return f"{_table(head, rows)}\n\nBeyond the quartiles of both."
+
+
+# ---- errors and memory -----------------------------------------------------------------------
+
+_ERRORS = {
+    "y": ("y",), "dx": ("dx",),
+    "dW": ("dlayers.0.weight_ih", "dlevels.0.weight_ih", "dlayers.0.weight"),
+    "dR": ("dlayers.0.weight_hh", "dlevels.0.weight_hh"),
+}  # fmt: skip
+
+
+def errors(data: dict[str, Any]) -> str:
+    """Errors of training in one thread, of all that do the same work."""
+    rows = []
+    for row in data["rows"]:
+        case = Case.from_json(row["case"])
+        if "times" not in row or row["threads"] != 1 or not case.training or case.T == 1:
+            continue
+        for key, time in row["times"].items():
+            if key in ("penstock", "torch", "torch-composed", "onednn", "jax", "sru") and time["errors"]:
+                cells = []
+                for names in _ERRORS.values():
+                    found = [time["errors"][name] for name in names if name in time["errors"]]
+                    cells.append(f"{found[0] * 1e7:.1f}" if found else "–")
+                rows.append([case.network, _shape(case), time["name"], *cells])
+    table = _table(["network", "(T, B, D, H)", "by", *_ERRORS], rows)
+    return (
+        f"{table}\n\nmax|a − b| / max|b| against float64, in units of 10⁻⁷; W and R are the first "
+        f"layer's or level's weights. {_origin(data, (*RECURRENT[:3], 'sru'))}"
     )
 
 
-def layer_most_threads(data: dict[str, Any]) -> str:
-    return layer(data, max(row["threads"] for row in data["results"] if "threads" in row))
+def least_kept(case: Case, kept: int) -> int:
+    """Bytes that training must hold: x, dx, the output's gradient, and ``kept`` numbers of each
+    feature and step of every layer or level."""
+    numbers = 2 * case.T * case.B * case.D + math.prod(case.output_shape)
+    numbers += sum(kept * steps * rows * case.width for steps, rows, _ in case.parts())
+    return 4 * numbers
+
+
+def memory(data: dict[str, Any]) -> str:
+    """Peaks of a training call of GRUs beside what it must hold."""
+    rows = []
+    for row in data["rows"]:
+        case = Case.from_json(row["case"])
+        if "times" not in row or not case.training or case.op != "gru":
+            continue
+        for key, time in row["times"].items():
+            if time.get("peak_bytes") and time["same"]:
+                must = least_kept(case, 1 if key == "penstock-recompute" else 5)
+                sizes = [f"{size / 2**20:.0f}" for size in (time["peak_bytes"], must)]
+                ratio = f"{time['peak_bytes'] / must:.2f}"
+                rows.append([case.network, _shape(case), time["name"], *sizes, ratio])
+    table = _table(["network", "(T, B, D, H)", "by", "peak, MiB", "least, MiB", "ratio"], rows)
+    return (
+        f"{table}\n\nOne training call. Least: x, dx, the output's gradient, and of each step of "
+        "every level r, z, n, R_n h + b_n and h; with recompute=True h alone. "
+        f"{_origin(data, (*RECURRENT, 'torch'))}"
+    )
+
+
+# ---- slicing ---------------------------------------------------------------------------------
+
+
+def steps_in_a_row(case: Case) -> int:
+    """How many steps of a sliced network follow each other."""
+    return sum(steps for steps, _, _ in case.parts())
+
+
+def cuts(data: dict[str, Any]) -> str:
+    """One sliced GRU cut in many ways, beside the plain one with the same task."""
+    rows = []
+    plain: dict[tuple[int, int], list[float]] = {}
+    for row in data["rows"]:
+        shape = row["case"]["T"], row["case"]["B"]
+        plain.setdefault(shape, []).append(row["times"]["penstock-whole-last"]["ms"])
+    for row in data["rows"]:
+        case, (time, whole) = (
+            Case.from_json(row["case"]),
+            (row["times"][key]["ms"] for key in ("penstock", "penstock-whole-last")),
+        )
+        if plain.get((case.T, case.B)):
+            found = sorted(plain.pop((case.T, case.B)))
+            ms = _milliseconds(found[len(found) // 2])
+            rows.append([str(case.T), str(case.B), "()", str(case.T), str(case.B), ms, ""])
+        n = case.slices
+        name = f"({n[0]},) * {len(n)}" if len(n) > 3 else str(n)
+        counts = [str(steps_in_a_row(case)), str(case.B * math.prod(n))]
+        figures = [_milliseconds(time), f"{whole / time:.2f}"]
+        rows.append([str(case.T), str(case.B), name, *counts, *figures])
+    head = ["T", "B", "slices", "steps in a row", "rows at once", "ms", "times as fast"]
+    case = Case.from_json(data["rows"][0]["case"])
+    return (
+        f"{_table(head, rows)}\n\nForward + backward, D = {case.D}, H = {case.H}, float32, one "
+        "thread, medians; times as fast as the plain GRU with a gradient of its last state, "
+        f"measured in turn with it. {_origin(data, ['penstock'])}"
+    )
+
+
+def advantage(data: dict[str, Any]) -> str:
+    """The sliced GRU's advantage over plain ones beside Table 3 of the paper."""
+    rows, heads = [], []
+    for row in data["rows"]:
+        case = Case.from_json(row["case"])
+        found = advantages(row)
+        heads = [words for words, *_ in found] if len(found) > len(heads) else heads
+        paper = PAPER_ADVANTAGE.get((case.T, case.slices))
+        name = f"({case.slices[0]}, {len(case.slices)})"
+        cells = [f"{value:.3g}" + ("~" if few else "") for _, _, few, value in found]
+        rows.append([str(case.T), name, str(case.B), str(paper or "–"), *cells])
+    few = " ~: fewer than five rounds of either." if "~" in str(rows) else ""
+    return (
+        f"{_table(['T', 'SRNN', 'batch', 'the paper, on its GPU', *heads], rows)}\n\n"
+        f"Times as fast, forward + backward, {threads_in_words(data['rows'][0]['threads'])}, "
+        f"float32.{few} "
+        f"{_origin(data, ['torch'])}"
+    )
+
+
+# ---- other programs' results -----------------------------------------------------------------
 
 
 def recurrence(data: dict[str, Any]) -> str:
-    """The scans beside memcpy, in Markdown."""
-    lines = [
-        "| (T, B, H) | pass | threads | scan | memcpy of as many bytes | ratio |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in data["recurrence"]:
-        lines.append(
-            f"| ({row['T']}, {row['B']}, {row['H']}) | {row['pass']} | {row['threads']} "
-            f"| {_milliseconds(row['ms'])} | {_milliseconds(row['memcpy_ms'])} "
-            f"| {row['ratio']:.2f} |"
-        )
-    return "\n".join([*lines, "", f"Milliseconds, float32, medians. {_origin(data)}"])
-
-
-# Contenders of each network in bench/recurrent_cpu.py, ours first.
-GRU = ("penstock.GRU", "torch.nn.GRU", "JAX")
-LSTM = ("penstock.LSTM", "torch.nn.LSTM")
-SLICED = (
-    "penstock.SlicedRNN",
-    "composed of torch.nn.GRU",
-    "torch.nn.GRU, not sliced",
-    "torch.nn.GRU, not sliced (last)",
-    "penstock.GRU, not sliced",
-    "penstock.GRU, not sliced (last)",
-)
-
-
-def _shape(row: dict[str, Any]) -> str:
-    return f"({', '.join(map(str, row['case']))})"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-
-
-def _with(data: dict[str, Any], matrix_unit: bool, *networks: str) -> list[dict[str, Any]]:
-    """Rows of these networks, measured with or without the matrix unit of this machine."""
-    own = data["machine"]["penstock"]["cpu_isa"]
-    return [
-        row
-        for row in data["results"]
-        if row["network"] in networks and (row["isa"] == own) == matrix_unit
-    ]
-
-
-def _cells_in_turn(
-    data: dict[str, Any], gru: tuple[str, ...], matrix_unit: bool, threads: int | None = None
-) -> str:
-    """GRU and LSTM side by side."""
+    """The SRU's scans beside memcpy."""
     rows = []
-    found = _with(data, matrix_unit, "GRU", "LSTM")
-    pairs = {(tuple(r["case"]), r["mode"], r["threads"], r["network"]): r for r in found}
-    for row in found:
-        if row["network"] != "GRU" or threads not in (None, row["threads"]):
-            continue
-        lstm = pairs[tuple(row["case"]), row["mode"], row["threads"], "LSTM"]
-        rows.append(
-            [_shape(row), row["mode"].replace("+", " + "), str(row["threads"])]
-            + [_cell(name, row, gru[0]) for name in gru]
-            + [_cell(name, lstm, LSTM[0]) for name in LSTM]
-        )
-    lines = _table(["(T, B, D, H)", "pass", "threads", *gru, *LSTM], rows)
-    end = f"Milliseconds, float32, medians; in brackets, times ours. {_origin(data)}"
-    return "\n".join([*lines, "", end])
-
-
-def recurrent(data: dict[str, Any]) -> str:
-    """GRU and LSTM and their peers, in Markdown."""
-    return _cells_in_turn(data, GRU, matrix_unit=True)
-
-
-def recurrent_most_threads(data: dict[str, Any]) -> str:
-    return _cells_in_turn(
-        data, GRU, matrix_unit=True, threads=max(row["threads"] for row in data["results"])
-    )
-
-
-def recurrent_no_matrix_unit(data: dict[str, Any]) -> str:
-    return _cells_in_turn(data, GRU[:2], matrix_unit=False)
-
-
-def sliced(data: dict[str, Any]) -> str:
-    """The sliced GRU beside what does without penstock, or without slicing, in Markdown."""
-    rows = [
-        [_shape(row), f"({', '.join(map(str, row['slices']))})"]
-        + [row["mode"].replace("+", " + "), str(row["threads"]), unit]
-        + [_cell(name, row, SLICED[0]) for name in SLICED]
-        for matrix_unit, unit in ((True, "yes"), (False, "no"))
-        for row in _with(data, matrix_unit, "sliced GRU")
-    ]
-    head = ["(T, B, D, H)", "slices", "pass", "threads", "matrix unit", *SLICED]
-    end = f"Milliseconds, float32, medians; in brackets, times ours. {_origin(data)}"
-    return "\n".join([*_table(head, rows), "", end])
-
-
-def recurrent_errors(data: dict[str, Any]) -> str:
-    """Errors of all contenders, in Markdown; a cell: y, dx, dweight_ih, dweight_hh."""
-    found = [
-        row
-        for row in _with(data, True, "GRU", "LSTM", "sliced GRU")
-        if row["mode"] == "forward" and row["threads"] == 1
-    ]
-    values = ("y", "dx", "dweight_ih", "dweight_hh")
-    rows = []
-    for row in found:
-        for name, error in row["errors"].items():
-            cells = [f"{error[v] * 1e7:.1f}" if v in error else "–" for v in values]
-            rows.append([row["network"], _shape(row), name, *cells])
-    lines = _table(["network", "(T, B, D, H)", "by", *values], rows)
-    end = (
-        "max|a − b| / max|b| against torch.nn in float64, in units of 10⁻⁷; float32, "
-        f"random weights and inputs. {_origin(data)}"
-    )
-    return "\n".join([*lines, "", end])
-
-
-def sliced_memory(data: dict[str, Any]) -> str:
-    """Peak memory of a training call beside what it must keep, in Markdown."""
-    rows = [
-        [
-            row["contender"],
-            f"{row['peak'] / 2**20:.0f}",
-            f"{row['must_keep'] / 2**20:.0f}",
-            f"{row['ratio']:.2f}",
-            f"{row['formula'].replace('*', '·')}: {row['meaning']}",
-        ]
-        for row in data["memory"]
-    ]
-    lines = _table(["by", "peak, MiB", "must keep, MiB", "ratio", "what must be kept"], rows)
-    row = data["memory"][0]
-    slices = ", ".join(map(str, row["slices"]))
-    end = f"One training call, (T, B, D, H) = {_shape(row)}, slices ({slices}). {_origin(data)}"
-    return "\n".join([*lines, "", end])
+    for row in data["rows"]:
+        ms = [_milliseconds(row[name]) for name in ("ms", "memcpy_ms")]
+        shape = f"({row['T']}, {row['B']}, {row['H']})"
+        rows.append([shape, row["pass"], str(row["threads"]), *ms, f"{row['ratio']:.2f}"])
+    head = ["(T, B, H)", "pass", "threads", "scan", "memcpy of as many bytes", "ratio"]
+    return f"{_table(head, rows)}\n\nMilliseconds, float32, medians. {_origin(data, ['penstock'])}"
 
 
 def overhead(data: dict[str, Any]) -> str:
-    """What calls cost beside their kernels, in Markdown."""
+    """What calls cost beside their kernels."""
     rows = [
         [row["function"], who, f"{time['us']:.1f}", f"{time['over_kernel_us']:.1f}"]
         for row in data["results"]
         for who, time in row["times"].items()
     ]
-    lines = _table(["function", "arrays of", "µs per call", "over the kernel"], rows)
+    table = _table(["function", "arrays of", "µs per call", "over the kernel"], rows)
     alone = ", ".join(f"{row['function']} {row['kernel_us']:.1f}" for row in data["results"])
-    end = f"The kernels alone: {alone} µs. Medians. {_origin(data)}"
-    return "\n".join([*lines, "", end])
+    return f"{table}\n\nThe kernels alone: {alone} µs. Medians. {_origin(data)}"
 
 
-def _results(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+def adding_problem(data: dict[str, Any]) -> str:
+    """Losses of examples/sliced_gru.py, sliced and plain, by seed."""
+    seeds = sorted({run["seed"] for run in data["runs"]})
+    rows = []
+    for slices in dict.fromkeys(run["slices"] for run in data["runs"]):
+        found = {run["seed"]: run for run in data["runs"] if run["slices"] == slices}
+        words = f'`--slices "{slices}"`' + ("" if slices else ", the plain GRU")
+        count = f"{next(iter(found.values()))['parameters']:,}".replace(",", " ")
+        rows.append([words, count, *(f"{found[seed]['loss']:.4f}" for seed in seeds)])
+    return _table(["", "parameters", *(f"seed {seed}" for seed in seeds)], rows)
 
 
-def _of(name: str, make: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
-    return lambda: make(_results(name))
+# ---- figures in sentences --------------------------------------------------------------------
+
+
+def one_row(data: dict[str, Any], **fields: Any) -> Row:
+    """The row with these fields of its case, and ``threads``; the most if not given.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    threads = fields.pop("threads", max(row["threads"] for row in data["rows"]))
+    found = [
+        row
+        for row in data["rows"]
+        if row["threads"] == threads and all(row["case"][k] == v for k, v in fields.items())
+    ]
+    if len(found) != 1:
+        raise ValueError(f"expected one row with {fields} (actual: {len(found)})")
+    return found[0]
+
+
+def step_microseconds(op: str, key: str) -> str:
+    row = one_row(results(CPU), op=op, T=1, mode="forward")
+    return f"{1e3 * row['times'][key]['ms']:.0f}"
+
+
+def fading(T: int, B: int) -> str:
+    """How many times longer torch's plain GRU takes with a gradient of the last state alone."""
+    row = one_row(results("srnn_table3_cpu"), T=T, B=B)
+    return f"{row['times']['torch-whole-last']['ms'] / row['times']['torch-whole']['ms']:.1f}"
+
+
+def minutes(name: str) -> str:
+    """How long a suite took, in whole minutes."""
+    return str(max(1, round(results(name)["seconds"] / 60)))
 
 
 #: What writes a table, by its name in the marks.
 TABLES: dict[str, Callable[[], str]] = {
-    "layer, most threads": _of(SRU_RESULTS, layer_most_threads),
-    "layer": _of(SRU_RESULTS, layer),
-    "recurrence": _of(SRU_RESULTS, recurrence),
-    "recurrent, most threads": _of(RECURRENT_RESULTS, recurrent_most_threads),
-    "recurrent": _of(RECURRENT_RESULTS, recurrent),
-    "sliced": _of(RECURRENT_RESULTS, sliced),
-    "no matrix unit": _of(RECURRENT_RESULTS, recurrent_no_matrix_unit),
-    "errors": _of(RECURRENT_RESULTS, recurrent_errors),
-    "sliced memory": _of(RECURRENT_RESULTS, sliced_memory),
-    "overhead": _of(OVERHEAD_RESULTS, overhead),
+    "SRU, most threads": lambda: sru(-1, ("sru", "torch-lstm", "products")),
+    "SRU": lambda: sru(None, SRU),
+    "SRU, no matrix unit": lambda: sru(None, SRU, NO_AMX),
+    "recurrent, most threads": recurrent_in_short,
+    "recurrent": lambda: recurrent(None, RECURRENT),
+    "recurrent, no matrix unit": lambda: recurrent(None, RECURRENT, NO_AMX),
+    "sliced": lambda: sliced(SLICED),
+    "sliced, no matrix unit": lambda: sliced(SLICED, NO_AMX),
+    "peers that are faster": lambda: beaten(("all", results(CPU)), ("AVX-512", results(NO_AMX))),
+    "errors": lambda: errors(results(CPU)),
+    "memory": lambda: memory(results(CPU)),
+    "cuts": lambda: cuts(results("cuts_cpu")),
+    "advantage": lambda: advantage(results("srnn_table3_cpu")),
+    "recurrence": lambda: recurrence(results("sru_scan_cpu")),
+    "overhead": lambda: overhead(results("overhead_cpu")),
+    "adding problem": lambda: adding_problem(results("adding_problem_cpu")),
 }
 #: What writes a figure in a sentence, by its name in the marks.
-VALUES: dict[str, Callable[[], str]] = {}
+VALUES: dict[str, Callable[[], str]] = {
+    "gru step": lambda: step_microseconds("gru", "penstock"),
+    "gru step, batch-invariant": lambda: step_microseconds("gru", "penstock-invariant"),
+    "sru step": lambda: step_microseconds("sru", "penstock"),
+    "sru step, batch-invariant": lambda: step_microseconds("sru", "penstock-invariant"),
+    "minutes of srufig": lambda: minutes("srufig_cpu"),
+    "minutes of srnn-table3": lambda: minutes("srnn_table3_cpu"),
+    "minutes of growth": lambda: minutes("growth_cpu"),
+    "fading 512": lambda: fading(512, 100),
+}
 #: Modules with TABLES, and VALUES if they like, of their own: functions without arguments.
 OTHERS = ("bench/experiments/tables.py",)
 

@@ -244,39 +244,7 @@ def test_readme_names_every_setting() -> None:
 
 
 def test_tables_are_what_was_measured() -> None:
-    module = load_tables()
-    for name in (module.SRU_RESULTS, module.RECURRENT_RESULTS):
-        if not (ROOT / name).exists():
-            pytest.skip(f"there is no {name}")
-    assert module.outdated() == []
-
-
-def test_layer_table_of_given_results() -> None:
-    module = load_tables()
-    times = {
-        "penstock.SRU": {"ms": 2.0},
-        "torch.nn.LSTM": {"ms": 5.0},
-        "matrix products": {"ms": 1.5},
-    }
-    rows = [
-        {"threads": 1, "case": [32, 1, 4, 4], "mode": "forward", "times": times},
-        {"threads": 1, "case": [7, 1, 4, 4], "mode": "forward+backward", "times": {
-            "penstock.SRU": {"ms": 0.5}, "sru": {"ms": 123.4}}},
-        {"threads": 1, "note": "something else"},
-    ]  # fmt: skip
-    machine = {
-        "processor": "P",
-        "cores": 2,
-        "date": "2025-01-01",
-        "versions": {"a": "1", "b": None},
-    }
-    lines = module.layer({"machine": machine, "results": rows}).splitlines()
-    assert lines[0] == (
-        "| (T, B, D, H) | pass | threads | penstock.SRU | torch.nn.LSTM | sru | matrix products |"
-    )
-    assert lines[2] == "| (32, 1, 4, 4) | forward | 1 | **2** | 5 (2.5×) | – | 1.5 (0.8×) |"
-    assert lines[3] == "| (7, 1, 4, 4) | forward + backward | 1 | **0.5** | – | 123 (246.8×) | – |"
-    assert lines[-1].endswith("P, 2 cores, 2025-01-01; a 1.")
+    assert load_tables().outdated() == []
 
 
 def test_figures_are_written_between_their_marks() -> None:
@@ -294,64 +262,6 @@ def test_figures_are_written_between_their_marks() -> None:
         module.written(text.replace("table: t", "table: u"), tables, values)
     with pytest.raises(ValueError, match="expected an end"):
         module.written(text.replace("<!-- end of table -->", ""), tables, values)
-
-
-def recurrent_results() -> dict[str, Any]:
-    """What bench/recurrent_cpu.py writes, with one case of each kind."""
-    errors = {"penstock.GRU": {"y": 1e-7, "dx": 2e-7, "dweight_ih": 3.04e-7}}
-    row = {"case": [2, 3, 4, 5], "threads": 1, "isa": "amx", "slices": [], "mode": "forward"}
-    gru = {"penstock.GRU": {"ms": 2.0}, "torch.nn.GRU": {"ms": 5.0}, "JAX": {"ms": 6.0}}
-    lstm = {"penstock.LSTM": {"ms": 4.0}, "torch.nn.LSTM": {"ms": 2.0}}
-    sliced = {"penstock.SlicedRNN": {"ms": 1.0}, "composed of torch.nn.GRU": {"ms": 123.4}}
-    both = {"mode": "forward+backward", "threads": 2}
-    return {
-        "machine": {
-            "processor": "P", "cores": 2, "date": "2025-01-01", "versions": {"a": "1"},
-            "penstock": {"cpu_isa": "amx"},
-        },
-        "results": [
-            {**row, "network": "GRU", "times": gru, "errors": errors},
-            {**row, "network": "LSTM", "times": lstm, "errors": {}},
-            {**row, **both, "network": "GRU", "times": gru, "errors": errors},
-            {**row, **both, "network": "LSTM", "times": lstm, "errors": {}},
-            {**row, "network": "GRU", "times": gru, "errors": {}, "isa": "avx512"},
-            {**row, "network": "LSTM", "times": lstm, "errors": {}, "isa": "avx512"},
-            {**row, "network": "sliced GRU", "slices": [2], "times": sliced, "errors": {}},
-        ],
-        "memory": [
-            {
-                "contender": "c", "case": [2, 3, 4, 5], "slices": [8, 8], "peak": 3 * 2**20,
-                "must_keep": 2**21, "ratio": 1.5, "formula": "a * b", "meaning": "all",
-            }
-        ],
-    }  # fmt: skip
-
-
-def test_recurrent_tables_of_given_results() -> None:
-    module = load_tables()
-    data = recurrent_results()
-    origin = "P, 2 cores, 2025-01-01; a 1."
-
-    def body(table: str) -> list[str]:
-        assert table.endswith(origin)
-        lines = table.splitlines()
-        assert len({line.count(" | ") for line in lines[:-2] if not line.startswith("|--")}) == 1
-        return lines[2:-2]
-
-    times = "**2** | 5 (2.5×) | 6 (3.0×) | **4** | 2 (0.5×) |"
-    second = f"| (2, 3, 4, 5) | forward + backward | 2 | {times}"
-    assert body(module.recurrent(data)) == [f"| (2, 3, 4, 5) | forward | 1 | {times}", second]
-    assert body(module.recurrent_most_threads(data)) == [second]
-    assert body(module.recurrent_no_matrix_unit(data)) == [
-        "| (2, 3, 4, 5) | forward | 1 | **2** | 5 (2.5×) | **4** | 2 (0.5×) |"
-    ]
-    assert body(module.sliced(data)) == [
-        "| (2, 3, 4, 5) | (2) | forward | 1 | yes | **1** | 123 (123.4×) | – | – | – | – |"
-    ]
-    assert body(module.recurrent_errors(data)) == [
-        "| GRU | (2, 3, 4, 5) | penstock.GRU | 1.0 | 2.0 | 3.0 | – |"
-    ]
-    assert body(module.sliced_memory(data)) == ["| c | 3 | 2 | 1.50 | a · b: all |"]
 
 
 # ---- project files ---------------------------------------------------------------------------
