@@ -102,7 +102,8 @@ def draw(
         "advantage": lambda: _advantage(figures, chosen, title),
     }
     figure = makers[kind]()
-    _footer(figure, result, chosen)
+    few = kind in ("bars", "advantage")  # where they are marked
+    _footer(figure, result, rows if x_field == "threads" else chosen, few)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI, facecolor="white")
     if path.suffix.lower() == ".png":
@@ -423,7 +424,7 @@ def _columns(figure: Any, names: Sequence[str]) -> int:
     return min(len(names), max(1, int(figure.get_size_inches()[0] / inches)))
 
 
-def _footer(figure: Any, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def _footer(figure: Any, result: dict[str, Any], rows: Sequence[dict[str, Any]], few: bool) -> None:
     """Machine, versions and date below the picture: a number without them says nothing."""
     machine = result["machine"]
     used = {key.partition("-")[0] for row in rows for key in row["times"]} | {"penstock"}
@@ -437,7 +438,7 @@ def _footer(figure: Any, result: dict[str, Any], rows: Sequence[dict[str, Any]])
     counts = " and ".join(threads_in_words(n) for n in threads)
     words = f"{in_words(machine)}, {counts}; {versions}; "
     words += f"{str(machine['date'])[:10]}."
-    if any(time["few"] for row in rows for time in row["times"].values()):
+    if few and any(time["few"] for row in rows for time in row["times"].values()):
         words += " ~: few rounds."
     busy = sum((row["processors_of_others"] or 0) > BUSY for row in rows)
     if busy:

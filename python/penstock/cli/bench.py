@@ -335,8 +335,9 @@ def _result_to_mend(
         other.append(f"device: {found['settings']['device']} and {device}")
     if device == "cpu" and found["settings"]["threads"] != threads:
         other.append(f"threads: {found['settings']['threads']} and {threads}")
-    if found["machine"]["versions"] != here["versions"]:
-        other.append(f"versions: {found['machine']['versions']} and {here['versions']}")
+    for name, version in found["machine"]["versions"].items():
+        if here["versions"].get(name) != version:
+            other.append(f"{name}: {version} and {here['versions'].get(name)}")
     if other:
         raise UserError(f"--mend: expected a result of the same kind (actual: {'; '.join(other)})")
     return found
