@@ -185,6 +185,9 @@ _ERRORS = {
 }  # fmt: skip
 
 
+_WITH_ERRORS = ("penstock", "torch", "torch-composed", "onednn", "jax", "sru")
+
+
 def errors(data: dict[str, Any]) -> str:
     """Errors of training in one thread, of all that do the same work."""
     rows = []
@@ -193,7 +196,7 @@ def errors(data: dict[str, Any]) -> str:
         if "times" not in row or row["threads"] != 1 or not case.training or case.T == 1:
             continue
         for key, time in row["times"].items():
-            if key in ("penstock", "torch", "torch-composed", "onednn", "jax", "sru") and time["errors"]:
+            if key in _WITH_ERRORS and time["errors"]:
                 cells = []
                 for names in _ERRORS.values():
                     found = [time["errors"][name] for name in names if name in time["errors"]]

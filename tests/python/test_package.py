@@ -12,7 +12,6 @@ import sysconfig
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import penstock
 import pytest
