@@ -640,6 +640,26 @@ def test_list_names_suites_and_peers(
     assert ("yes" in line) == here
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_a_run_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
+    paths = [str(Path(penstock.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    line = "gru T=64 B=16 D=64 H=64"
+    command = [sys.executable, "-m", "penstock.cli", "bench", "--case", line, "--peers", "none"]
+    process = subprocess.Popen(
+        [*command, "--threads", "1", "--budget", "100"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("ceilings")  # it measures from here on
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    process.stderr.close()
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
 def test_a_worker_that_dies_costs_one_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

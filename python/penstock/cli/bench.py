@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -168,9 +169,11 @@ def run(
         progress=progress,
         save=lambda result: save(out, result) if out is not None else None,
     )
+    before_terminated = signal.signal(signal.SIGTERM, _stop)
     try:
         measuring.run()
     finally:  # an interrupted run shows what it has
+        signal.signal(signal.SIGTERM, before_terminated)
         result = measuring.result
         if result["rows"]:
             if csv is not None:
@@ -309,6 +312,11 @@ def _suite(name: str | None, lines: list[str] | None) -> Any:
             raise UserError("--case: expected an operation and its fields (actual: nothing)")
         cases += parse_cases(line, "--case")
     return Suite("cases", "", list(dict.fromkeys(cases)))
+
+
+def _stop(number: int, frame: Any) -> None:
+    """End as by an exception, so that the process that measures is ended, too."""
+    sys.exit(128 + number)
 
 
 def _result_to_mend(
