@@ -88,9 +88,12 @@ def _runs(results: Results, data: str) -> str:
         records = _of(results, data, model)
         if records:
             counts.add((len({r["fold"] for r in records}), len({r["seed"] for r in records})))
-    words = []
-    for folds, seeds in sorted(counts, reverse=True):
-        words.append(f"{seeds} seeds" if folds == 1 else f"{folds} folds × {seeds} seeds")
+    settings = results["settings"]
+    whole = len(settings["data"][data]) > 1  # with a test file there are no folds
+    words = [
+        f"{seeds} seeds" if whole else f"{folds} of {settings['folds']} folds × {seeds} seeds"
+        for folds, seeds in sorted(counts, reverse=True)
+    ]
     return " or ".join(words) or "–"
 
 

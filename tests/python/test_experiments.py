@@ -222,7 +222,7 @@ def test_words_with_vectors(modules: dict[str, ModuleType], folder: Path, vector
     np.testing.assert_allclose(row / row[0], given["good"] / given["good"][0], rtol=1e-4)
     assert 0.3 < words.table[1:].std() < 0.7
     assert words.table[words.vocabulary.tokens.index("w19")].any()  # not in the file
-    again = corpora.words_with_vectors(corpus, vectors, 0.5)
+    again = corpora.words_with_vectors.__wrapped__(corpus, vectors, 0.5)
     np.testing.assert_array_equal(words.table, again.table)
     # The last words of a long text are kept, with padding in front where that is asked for.
     rows = words.examples(corpus, np.arange(4), max_length=3, pad="left", bucket=8)
@@ -364,7 +364,9 @@ def test_sentences_end_to_end(folder: Path, vectors: Path, tmp_path: Path) -> No
     assert {r["rows"] for r in records if r["data"] == "cr"} == {30}
     table = called("sentences", *arguments, "--table")
     assert table in printed
-    assert "| SRU, 2 layers |" in table and "| *tests* | 2 folds × 3 seeds | 3 seeds |" in table
+    assert (
+        "| SRU, 2 layers |" in table and "| *tests* | 2 of 2 folds × 3 seeds | 3 seeds |" in table
+    )
     # With other settings nothing is written.
     before = out.read_bytes()
     message = called("sentences", *arguments[:-1], "sst", "--folds", 3, status=1)
@@ -446,7 +448,9 @@ def test_reviews_end_to_end(tmp_path: Path, vectors: Path) -> None:
 
 def results(*records: dict[str, Any]) -> dict[str, Any]:
     machine = {"processor": "P", "isa": "avx2", "versions": {"penstock": "1"}}
-    return {"records": list(records), "machines": [machine]}
+    data = {"cr": {"cr.tsv": "0a"}, "sst": {"sst2.train.tsv": "1b", "sst2.dev.tsv": "2c"}}
+    settings = {"folds": 10, "data": data}
+    return {"records": list(records), "machines": [machine], "settings": settings}
 
 
 def test_table_of_sentences(modules: dict[str, ModuleType]) -> None:
@@ -467,7 +471,7 @@ def test_table_of_sentences(modules: dict[str, ModuleType]) -> None:
         "| network | CR | SST |",
         "| --- | --- | --- |",
         "| SRU, 2 layers | 86.0 ± 5.5 (1.0) | 52.0 ± 2.0 |",
-        "| *tests* | 2 folds × 3 seeds | 3 seeds |",
+        "| *tests* | 2 of 10 folds × 3 seeds | 3 seeds |",
         "",
         "P (avx2); penstock 1.",
     ]
