@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
+import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -14,7 +17,6 @@ from typing import Any
 
 from bench.gpu_check.stages import Context
 from bench.gpu_check.worker import Report
-from bench.machine import describe
 
 PACKAGES = (
     "penstock", "numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "triton", "jax", "sru",
@@ -136,9 +138,36 @@ def torch_versions() -> dict[str, Any]:
     return {"cuda": torch.version.cuda, "cudnn": cudnn}
 
 
+def host() -> dict[str, Any]:
+    """Processor, cores, system, and versions of the packages that are installed.
+
+    As penstock.bench.machine has it, but before there is a penstock.
+    """
+    model = platform.processor()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        model = re.findall(r"model name\s*: (.*)", text)[0]
+    except (OSError, IndexError):
+        pass
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+        "versions": versions,
+    }
+
+
 def describe_device(context: Context, report: Report) -> None:
     """Stage: the machine, the device, the software, and what is missing."""
-    machine = describe(*PACKAGES)
+    machine = host()
     report.put("machine", machine)
     report.put("source", commit(context.root))
     report.put("nvcc", nvcc_version())
