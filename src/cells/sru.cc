@@ -70,6 +70,7 @@ Dims dims_of(const Context& ctx, const SruInputs& in, const recurrent::Cut& cut)
   d.dirs = in.direction == Direction::kBidirectional ? 2 : 1;
   d.blocks = blocks_of(in);
   d.skip_from_x = in.skip && d.blocks == 3;
+  d.linear = !in.weight_c.given();
   d.dtype = in.x.dtype;
   d.compute = ctx.backend().compute_dtype(d.dtype);
   d.state = d.dtype == DataType::kFloat64 ? DataType::kFloat64 : DataType::kFloat32;

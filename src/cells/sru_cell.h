@@ -62,6 +62,20 @@ PENSTOCK_HOST_DEVICE Forward<V> forward(const Inputs<V>& in, const Parameters<V>
   return out;
 }
 
+/// A step's effect on the state, or on the state's gradient: what comes out is a * what goes in +
+/// b.
+template <class V>
+struct Affine {
+  V a, b;
+};
+
+/// `forward`'s c of c_prev, for v = 0.
+template <class V>
+PENSTOCK_HOST_DEVICE Affine<V> forward_step(const Inputs<V>& in, const Parameters<V>& p) {
+  const V f = sigmoid(in.u1 + p.b_f);
+  return {f, (V(1) - f) * in.u0};
+}
+
 template <class V>
 struct Backward {
   V du0, du1, du2;  // du1 and du2 are also the gradients of b_f and b_r; times c_prev, of v_f, v_r
@@ -88,6 +102,21 @@ PENSTOCK_HOST_DEVICE Backward<V> backward(const Inputs<V>& in, const Parameters<
   out.du1 = dc_total * (c_prev - in.u0) * f * (one - f);
   out.du2 = dr * r * (one - r);
   out.dc_prev = dc_total * f + out.du1 * p.v_f + out.du2 * p.v_r;
+  return out;
+}
+
+/// `backward`'s dc_prev of dc.
+template <Activation A, class V>
+PENSTOCK_HOST_DEVICE Affine<V> backward_step(const Inputs<V>& in, const Parameters<V>& p, V c_prev,
+                                             V c, V dh) {
+  const V one = V(1);
+  const V f = sigmoid(in.u1 + p.v_f * c_prev + p.b_f);
+  const V r = sigmoid(in.u2 + p.v_r * c_prev + p.b_r);
+  const V g = activate<A>(c);
+  const V dr = dh * (in.mask * g - in.mask_skip * in.skip);
+  Affine<V> out;
+  out.a = f + (c_prev - in.u0) * f * (one - f) * p.v_f;
+  out.b = activation_gradient<A>(dh * r * in.mask, c, g) * out.a + dr * r * (one - r) * p.v_r;
   return out;
 }
 

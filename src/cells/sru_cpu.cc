@@ -57,8 +57,10 @@ void backward(const Context&, const sru::BackwardScan& a) {
   (a.dims.compute == DataType::kFloat64 ? sru_scans().backward_f64 : sru_scans().backward_f32)(a);
 }
 
+std::size_t scratch_bytes(const Context&, const Dims&, bool) { return 0; }
+
 // (4, dirs, H) double: dv_f, dv_r, db_f, db_r.
-std::size_t param_partial_bytes(const Dims& d) {
+std::size_t param_partial_bytes(const Context&, const Dims& d) {
   return static_cast<std::size_t>(4 * d.width()) * sizeof(double);
 }
 
@@ -109,8 +111,8 @@ void reduce_params(const Context&, const Dims& d, const void* dparams, void* dwe
 }  // namespace
 
 const sru::Kernels& sru_kernels() {
-  static constexpr sru::Kernels table = {&plan, &forward, &backward, &param_partial_bytes,
-                                         &reduce_params};
+  static constexpr sru::Kernels table = {
+      &plan, &forward, &backward, &scratch_bytes, &param_partial_bytes, &reduce_params};
   return table;
 }
 

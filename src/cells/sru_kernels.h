@@ -30,6 +30,7 @@ struct Dims {
   DataType compute = DataType::kFloat32;  // of u, du and what the kernels read and write
   DataType state = DataType::kFloat32;    // of c and its gradient
   bool independent_rows = false;          // no row of u or dx may depend on how many rows there are
+  bool linear = false;                    // v = 0: c is linear in the c before it
 };
 
 /// How a backend cuts the work. Each group of channels goes through time on its own: matrix product
@@ -82,6 +83,7 @@ struct ScanArgs {
   const void* bias = nullptr;      // (dirs, 2, H) compute type
   const void* mask_c = nullptr;    // (B, dirs·H) compute type, or null
   Plane c;                         // state type, every step's state, all rows; data may be null
+  void* scratch = nullptr;         // Kernels::scratch_bytes, the range's own; its content is lost
 
   PENSTOCK_HOST_DEVICE bool reversed(std::int64_t dir) const { return first_reverse || dir == 1; }
   PENSTOCK_HOST_DEVICE std::int64_t time(std::int64_t step, std::int64_t dir) const {
@@ -143,7 +145,8 @@ struct Kernels {
   void (*forward)(const Context&, const ForwardScan&);
   /// Steps of the range from the last to the first.
   void (*backward)(const Context&, const BackwardScan&);
-  std::size_t (*param_partial_bytes)(const Dims&);
+  std::size_t (*scratch_bytes)(const Context&, const Dims&, bool backward);
+  std::size_t (*param_partial_bytes)(const Context&, const Dims&);
   /// Sum the partial gradients in a fixed order into dweight_c and dbias, (dirs, 2, H) of the
   /// arrays' type; either may be null.
   void (*reduce_params)(const Context&, const Dims&, const void* dparams, void* dweight_c,

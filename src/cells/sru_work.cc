@@ -328,6 +328,7 @@ class ForwardRun : public Run {
     c_state_ = !work.part_outputs && dims_.state == dims_.dtype ? work.c_last.data
                                                                 : operands_.take(states_bytes());
     if (!work.need_grad) u_chunk_ = operands_.take(u_bytes(chunk_rows()));
+    scratch_ = operands_.take(kernels_.scratch_bytes(ctx, dims_, /*backward=*/false));
   }
 
   void run(void* reserve) {
@@ -385,6 +386,7 @@ class ForwardRun : public Run {
       scan.c_state = c_state_;
       scan.y = y_;
       scan.h_last = h_last_;
+      scan.scratch = scratch_;
       if (work_.need_grad) {
         scan.c = plane(advance(c_all_, g.offset / dims_.blocks * dims_.rows(), state_size()), g, 1);
       }
@@ -397,6 +399,7 @@ class ForwardRun : public Run {
   void* h_last_ = nullptr;
   void* c_state_ = nullptr;
   void* u_chunk_ = nullptr;
+  void* scratch_ = nullptr;
   void* u_all_ = nullptr;
   void* c_all_ = nullptr;
 };
@@ -427,7 +430,8 @@ class BackwardRun : public Run {
     }
     dweight_ =
         same_compute && !plan_.pack_weight ? work.dweight.data : operands_.take(weight_bytes());
-    dparams_bytes_ = kernels_.param_partial_bytes(dims_);
+    scratch_ = operands_.take(kernels_.scratch_bytes(ctx, dims_, /*backward=*/true));
+    dparams_bytes_ = kernels_.param_partial_bytes(ctx, dims_);
     dparams_ = operands_.take(dparams_bytes_);
     if (work.dmask_c.given()) {
       dmask_ = same_state ? work.dmask_c.data : operands_.take(states_bytes());
@@ -485,6 +489,7 @@ class BackwardRun : public Run {
       scan.dx_skip = dx_skip_;
       scan.dparams = dparams_;
       scan.dmask = dmask_;
+      scan.scratch = scratch_;
       kernels_.backward(ctx_, scan);
 
       GemmArgs product = gemm_args();
@@ -547,6 +552,7 @@ class BackwardRun : public Run {
   std::size_t dparams_bytes_ = 0;
   void* dparams_ = nullptr;
   void* dmask_ = nullptr;
+  void* scratch_ = nullptr;
   void* u_ = nullptr;
   void* c_ = nullptr;
 };

@@ -1,0 +1,264 @@
+// How the CUDA backend takes the SRU's scans: the choice itself, and every way it can go against
+// the float64 reference, whatever the choice would be. The CPU passes through the same tests.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+#include "backends.h"
+#include "cells/sru_cuda_plan.h"
+#include "penstock/config.h"
+#include "sru_problem.h"
+
+namespace penstock::tests {
+namespace {
+
+using cuda::sru_scan_plan;
+using cuda::SruScanPlan;
+using cuda::SruScanProblem;
+
+/// An environment variable for the length of a scope.
+class Setting {
+ public:
+  Setting(const char* name, const std::string& value) : name_(name) {
+    setenv(name, value.c_str(), 1);
+  }
+  ~Setting() { unsetenv(name_); }
+  Setting(const Setting&) = delete;
+  Setting& operator=(const Setting&) = delete;
+
+ private:
+  const char* name_;
+};
+
+struct Result {
+  const char* name;
+  const Values SruResults::* values;
+  double factor;
+};
+constexpr Result kResults[] = {
+    {"y", &SruResults::y, 1.0},
+    {"c_last", &SruResults::c_last, 1.0},
+    {"dx", &SruResults::dx, 10.0},
+    {"dweight", &SruResults::dweight, 10.0},
+    {"dbias", &SruResults::dbias, 10.0},
+    {"dweight_c", &SruResults::dweight_c, 10.0},
+    {"dc0", &SruResults::dc0, 10.0},
+    {"dmask_c", &SruResults::dmask_c, 10.0},
+    {"dx_skip", &SruResults::dx_skip, 10.0},
+};
+
+double tolerance(DataType dtype) {
+  switch (dtype) {
+    case DataType::kFloat64: return 1e-12;
+    case DataType::kFloat16: return 2e-3;
+    case DataType::kBFloat16: return 1.6e-2;
+    default: return 1e-5;
+  }
+}
+
+/// max|a - b| / max|b|; where b is all zeros, max|a|. NaN counts as infinitely wrong.
+double error(const Values& a, const Values& b) {
+  if (a.size() != b.size()) return INFINITY;
+  double worst = 0.0, scale = 0.0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double e = std::abs(a[i] - b[i]);
+    worst = std::isnan(e) ? INFINITY : std::max(worst, e);
+    scale = std::max(scale, std::abs(b[i]));
+  }
+  return scale > 0.0 ? worst / scale : worst;
+}
+
+bool same_bits(const SruResults& a, const SruResults& b) {
+  for (const Result& r : kResults) {
+    const Values &x = a.*r.values, &y = b.*r.values;
+    if (x.size() != y.size()) return false;
+    if (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0) return false;
+  }
+  return true;
+}
+
+// ---- the choice
+// ----------------------------------------------------------------------------------
+
+SruScanProblem problem(bool backward, bool linear, std::int64_t steps, std::int64_t walks) {
+  SruScanProblem p;
+  p.backward = backward;
+  p.linear = linear;
+  p.steps = steps;
+  p.walks = walks;
+  p.multiprocessors = 132;
+  return p;
+}
+
+TEST(SruPlan, CutsWhereChannelsAreFew) {
+  EXPECT_GT(sru_scan_plan(problem(false, true, 32768, 512)).chunks, 16);
+  EXPECT_GT(sru_scan_plan(problem(true, false, 32768, 512)).chunks, 16);
+  EXPECT_EQ(sru_scan_plan(problem(false, true, 2048, 32 * 4096)).chunks, 1);
+  EXPECT_EQ(sru_scan_plan(problem(true, true, 2048, 32 * 4096)).chunks, 1);
+  EXPECT_EQ(sru_scan_plan(problem(true, true, 8, 512)).chunks, 1);
+}
+
+TEST(SruPlan, NeverCutsWhatIsNotLinearOrMustNotDependOnTheBatch) {
+  EXPECT_EQ(sru_scan_plan(problem(false, false, 32768, 512)).chunks, 1);
+  EXPECT_EQ(sru_scan_plan(problem(false, false, 32768, 512), 8).chunks, 1);
+  SruScanProblem p = problem(true, true, 32768, 512);
+  p.independent = true;
+  EXPECT_EQ(sru_scan_plan(p).chunks, 1);
+  EXPECT_EQ(sru_scan_plan(p, 8).chunks, 1);
+}
+
+TEST(SruPlan, ChunksCoverAllStepsAndNoneIsEmpty) {
+  for (std::int64_t steps : {0, 1, 2, 5, 31, 100, 513, 32768, 1 << 20}) {
+    for (std::int64_t walks : {1, 50, 512, 5000}) {
+      for (std::int64_t forced : {0, 1, 2, 3, 7, 64, 1000}) {
+        const SruScanPlan plan = sru_scan_plan(problem(true, false, steps, walks), forced);
+        EXPECT_LE(plan.chunks, cuda::kSruMostChunks);
+        EXPECT_GE(plan.chunks * plan.chunk_steps, steps);
+        EXPECT_TRUE(plan.chunks == 1 || (plan.chunks - 1) * plan.chunk_steps < steps);
+      }
+    }
+  }
+}
+
+TEST(SruPlan, PredictsNoMoreTimeThanForOneChunk) {
+  for (std::int64_t steps : {64, 1024, 32768}) {
+    for (std::int64_t walks : {64, 512, 4096, 16384, 1 << 20}) {
+      const SruScanProblem p = problem(true, false, steps, walks);
+      EXPECT_LE(sru_scan_plan(p).nanoseconds, sru_scan_plan(p, 1).nanoseconds);
+    }
+  }
+}
+
+// ---- the scans
+// -----------------------------------------------------------------------------------
+
+std::vector<SruShape> shapes() {
+  std::vector<SruShape> all;
+  const auto add = [&](const std::function<void(SruShape&)>& change) {
+    SruShape s;
+    s.steps = 37;
+    change(s);
+    all.push_back(s);
+  };
+  for (const bool weight_c : {false, true}) {
+    for (Direction direction :
+         {Direction::kForward, Direction::kReverse, Direction::kBidirectional}) {
+      add([&](SruShape& s) {
+        s.weight_c = weight_c, s.direction = direction;
+        s.hidden = 50, s.mask_c = true;
+      });
+      add([&](SruShape& s) {
+        s.weight_c = weight_c, s.direction = direction;
+        s.batch = 2, s.hidden = 33, s.blocks = 3, s.input = s.width();
+        s.lengths = s.mask_c = true, s.scale_x = 1.3;
+      });
+      add([&](SruShape& s) {
+        s.weight_c = weight_c, s.direction = direction;
+        s.blocks = 3, s.x_skip = s.mask_pad = s.lengths = true;
+        s.activation = Activation::kTanh, s.mask_site = MaskSite::kState, s.mask_c = true;
+      });
+    }
+    add([&](SruShape& s) {
+      s.weight_c = weight_c, s.batch = 1, s.hidden = 130, s.steps = 25;
+      s.activation = Activation::kRelu, s.mask_pad = true, s.c0 = false;
+    });
+    add([&](SruShape& s) { s.weight_c = weight_c, s.dy = false, s.steps = 7; });
+    add([&](SruShape& s) {
+      s.weight_c = weight_c, s.dc_last = false, s.skip = false, s.blocks = 3;
+    });
+    add([&](SruShape& s) { s.weight_c = weight_c, s.steps = 1; });
+  }
+  return all;
+}
+
+class SruScans : public BackendTest {};
+INSTANTIATE_TEST_SUITE_P(Backends, SruScans, testing::ValuesIn(backend_names()),
+                         [](const auto& test) { return test.param; });
+
+TEST_P(SruScans, InChunksAgreeWithReference) {
+  for (const SruShape& s : shapes()) {
+    for (DataType dtype :
+         {DataType::kFloat32, DataType::kFloat64, DataType::kFloat16, DataType::kBFloat16}) {
+      const SruValues v = random_values(s, dtype, 21);
+      const SruResults expected = reference(s, v);
+      for (const char* chunks : {"2", "5", "37"}) {
+        const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", chunks);
+        const SruResults got = compute(ctx(), s, v, dtype);
+        for (const Result& r : kResults) {
+          EXPECT_LE(error(got.*r.values, expected.*r.values), r.factor * tolerance(dtype))
+              << r.name << " " << name_of(dtype) << " " << chunks << " chunks " << s.words();
+        }
+      }
+    }
+  }
+}
+
+// The emulated backend starts threads in another order at each launch.
+TEST_P(SruScans, InChunksHaveTheSameBitsOnEveryRun) {
+  const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", "6");
+  for (const bool weight_c : {false, true}) {
+    SruShape s;
+    s.steps = 50, s.hidden = 70, s.weight_c = weight_c, s.mask_c = s.lengths = true;
+    const SruValues v = random_values(s, DataType::kFloat32, 22);
+    const SruResults first = compute(ctx(), s, v, DataType::kFloat32);
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_TRUE(same_bits(compute(ctx(), s, v, DataType::kFloat32), first));
+    }
+  }
+}
+
+TEST_P(SruScans, AreCutByThemselvesWhereChannelsAreFew) {
+  if (GetParam() == "cpu") GTEST_SKIP() << "of CUDA alone";
+  SruShape s;
+  s.steps = 4096, s.batch = 1, s.hidden = 5, s.input = 3, s.weight_c = false;
+  const SruValues v = random_values(s, DataType::kFloat32, 23);
+  const SruCall cut(ctx(), s, v, DataType::kFloat32);
+  {
+    const Setting whole("PENSTOCK_CUDA_SRU_CHUNKS", "1");
+    const SruCall one(ctx(), s, v, DataType::kFloat32);
+    EXPECT_LT(one.forward_workspace.view().nbytes(), cut.forward_workspace.view().nbytes());
+    EXPECT_LT(one.backward_workspace.view().nbytes(), cut.backward_workspace.view().nbytes());
+  }
+  const SruResults got = compute(ctx(), s, v, DataType::kFloat32), expected = reference(s, v);
+  for (const Result& r : kResults) {
+    EXPECT_LE(error(got.*r.values, expected.*r.values), r.factor * 1e-5) << r.name;
+  }
+}
+
+TEST_P(SruScans, DoNotDependOnTheBatchWhereThatIsAsked) {
+  const bool before = batch_invariant();
+  set_batch_invariant(true);
+  SruShape s;
+  s.steps = 300, s.batch = 40, s.hidden = 20, s.input = 6, s.weight_c = false;
+  const SruValues all = random_values(s, DataType::kFloat32, 24);
+  const SruResults together = compute(ctx(), s, all, DataType::kFloat32);
+  // The last sequence alone.
+  SruShape one = s;
+  one.batch = 1;
+  SruValues v = all;
+  const auto last = [&](const Values& x, std::int64_t rows, std::int64_t columns) {
+    Values out;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      for (std::int64_t j = 0; j < columns; ++j) {
+        out.push_back(x[static_cast<std::size_t>((i * s.batch + s.batch - 1) * columns + j)]);
+      }
+    }
+    return out;
+  };
+  v.x = last(all.x, s.steps, s.input);
+  v.c0 = last(all.c0, 1, s.hidden);
+  v.dy = last(all.dy, s.steps, s.hidden);
+  v.dc_last = last(all.dc_last, 1, s.hidden);
+  const SruResults alone = compute(ctx(), one, v, DataType::kFloat32);
+  set_batch_invariant(before);
+  EXPECT_EQ(alone.y, last(together.y, s.steps, s.hidden));
+  EXPECT_EQ(alone.c_last, last(together.c_last, 1, s.hidden));
+  EXPECT_EQ(alone.dc0, last(together.dc0, 1, s.hidden));
+}
+
+}  // namespace
+}  // namespace penstock::tests
