@@ -54,8 +54,8 @@ struct Forward {
 
 template <Activation A, class V>
 PENSTOCK_HOST_DEVICE Forward<V> forward(const Inputs<V>& in, const Parameters<V>& p, V c_prev) {
-  const V f = sigmoid(in.u1 + p.v_f * c_prev + p.b_f);
-  const V r = sigmoid(in.u2 + p.v_r * c_prev + p.b_r);
+  const V f = sigmoid(in.u1 + p.b_f + p.v_f * c_prev);
+  const V r = sigmoid(in.u2 + p.b_r + p.v_r * c_prev);
   Forward<V> out;
   out.c = f * c_prev + (V(1) - f) * in.u0;
   out.h = r * (in.mask * activate<A>(out.c) - in.mask_skip * in.skip) + in.skip;
@@ -90,8 +90,8 @@ template <Activation A, class V>
 PENSTOCK_HOST_DEVICE Backward<V> backward(const Inputs<V>& in, const Parameters<V>& p, V c_prev,
                                           V c, V dh, V dc, V site) {
   const V one = V(1);
-  const V f = sigmoid(in.u1 + p.v_f * c_prev + p.b_f);
-  const V r = sigmoid(in.u2 + p.v_r * c_prev + p.b_r);
+  const V f = sigmoid(in.u1 + p.b_f + p.v_f * c_prev);
+  const V r = sigmoid(in.u2 + p.b_r + p.v_r * c_prev);
   const V g = activate<A>(c);
   Backward<V> out;
   const V dr = dh * (in.mask * g - in.mask_skip * in.skip);
@@ -110,8 +110,8 @@ template <Activation A, class V>
 PENSTOCK_HOST_DEVICE Affine<V> backward_step(const Inputs<V>& in, const Parameters<V>& p, V c_prev,
                                              V c, V dh) {
   const V one = V(1);
-  const V f = sigmoid(in.u1 + p.v_f * c_prev + p.b_f);
-  const V r = sigmoid(in.u2 + p.v_r * c_prev + p.b_r);
+  const V f = sigmoid(in.u1 + p.b_f + p.v_f * c_prev);
+  const V r = sigmoid(in.u2 + p.b_r + p.v_r * c_prev);
   const V g = activate<A>(c);
   const V dr = dh * (in.mask * g - in.mask_skip * in.skip);
   Affine<V> out;
