@@ -16,6 +16,8 @@
 
 #include "cells/sru_cell.h"
 #include "cells/sru_cuda_plan.h"
+#include "cells/sru_cuda_ring.cuh"
+#include "cells/sru_cuda_walk.cuh"
 #include "cells/sru_kernels.h"
 #include "cuda/launch.h"
 #include "cuda/numeric.h"
@@ -24,204 +26,9 @@
 namespace penstock::cuda {
 namespace {
 
-using sru::BackwardScan;
+using namespace sru_scans;
 using sru::Dims;
-using sru::ForwardScan;
 using sru::Plan;
-using sru::ScanArgs;
-
-// Blocks are small because a whole device's worth of threads is only a few ten thousand channels.
-constexpr int kThreads = 64;
-// Steps whose inputs a thread holds in registers ahead of the one it works on. A step waits about
-// 0.6 µs for memory and takes about 30 ns to compute; more double values would spill.
-template <class T>
-constexpr int kStepsAhead = sizeof(T) == 8 ? 2 : 6;
-// The forward scan's first pass reads two values a step.
-constexpr int kFoldAhead = 12;
-
-/// The cut of a scan's steps in the order that threads take them: chunk j begins with step
-/// j * steps of the walk over all of them.
-struct Chunks {
-  std::int64_t steps = 0;
-  std::int64_t count = 1;
-};
-
-/// A part of a scan's steps, in processing order.
-struct Span {
-  std::int64_t begin = 0, end = 0;
-};
-
-__device__ __forceinline__ Span span_of(const ScanArgs& a, const Chunks& chunks, std::int64_t chunk,
-                                        bool backward) {
-  const std::int64_t steps = a.range.step_end - a.range.step_begin;
-  const std::int64_t from = chunk * chunks.steps;
-  const std::int64_t to = from + chunks.steps < steps ? from + chunks.steps : steps;
-  Span s;
-  s.begin = backward ? a.range.step_end - to : a.range.step_begin + from;
-  s.end = backward ? a.range.step_end - from : a.range.step_begin + to;
-  return s;
-}
-
-/// One channel of one sequence: where its elements are, and how far apart in processing order.
-/// Step k of the walk is the k-th that the thread works on: the forward kernel goes through the
-/// span's steps from first to last, the backward kernel from last to first.
-template <class T>
-struct Walk {
-  using S = state_t<T>;
-
-  const T* u = nullptr;  // u0 of the walk's first step; u1 and u2 lie `gate` further on each
-  std::int64_t u_step = 0;
-  std::int64_t gate = 0;
-  const T* skip = nullptr;  // x' before scaling, or null
-  std::int64_t skip_step = 0;
-  S skip_scale = S(1);
-  const std::uint8_t* pad = nullptr;
-  std::int64_t pad_step = 0;
-  std::int64_t count = 0;         // steps
-  std::int64_t valid_begin = 0;   // steps [valid_begin, valid_begin + valid_count) of
-  std::uint64_t valid_count = 0;  // the walk count, but for pad
-
-  // Offsets of the first step in arrays of these layouts, and the distance between steps.
-  std::int64_t u_at = 0;                  // like u and du
-  std::int64_t row_at = 0, row_step = 0;  // (rows, dirs·H)
-  std::int64_t c_at = 0, c_step = 0;      // the states' plane
-  std::int64_t state_at = 0;              // (parts·B, dirs·H)
-  std::int64_t param_at = 0;              // (dirs, 2, H), first gate
-
-  sru_cell::Parameters<S> parameters = {};
-  S mask = S(1), mask_skip = S(1);
-};
-
-/// Number of walks of a scan: threads that have work.
-__host__ __device__ __forceinline__ std::int64_t walks(const ScanArgs& a) {
-  return (a.range.part_end - a.range.part_begin) * a.dims.batch *
-         (a.range.dir_end - a.range.dir_begin) * (a.range.channel_end - a.range.channel_begin);
-}
-
-/// Walk number i; neighbours in i are neighbouring channels, so that a warp's accesses coalesce.
-template <class T>
-__device__ __forceinline__ Walk<T> make_walk(const ScanArgs& a, std::int64_t i, const Span& span,
-                                             bool backward) {
-  using S = state_t<T>;
-  const std::int64_t channels = a.range.channel_end - a.range.channel_begin;
-  const std::int64_t columns = (a.range.dir_end - a.range.dir_begin) * channels;
-  const std::int64_t state_row = a.range.part_begin * a.dims.batch + i / columns;
-  const std::int64_t part = state_row / a.dims.batch;
-  const std::int64_t b = state_row % a.dims.batch;
-  const std::int64_t local_dir = i % columns / channels;
-  const std::int64_t local_channel = i % channels;
-  const std::int64_t dir = a.range.dir_begin + local_dir;
-  const std::int64_t channel = a.range.channel_begin + local_channel;
-  const std::int64_t width = a.dims.width(), batch = a.dims.batch;
-
-  Walk<T> w;
-  const bool reversed = a.reversed(dir);
-  const std::int64_t first = backward ? span.end - 1 : span.begin;
-  const std::int64_t time_step = reversed != backward ? -1 : 1;
-  const std::int64_t time = a.time(first, dir);
-  const std::int64_t row = a.row(part, time, b);
-  w.count = span.end - span.begin;
-
-  std::int64_t begin = 0, end = 0;
-  a.valid(part, b, &begin, &end);
-  w.valid_begin = time_step > 0 ? begin - time : time - (end - 1);
-  w.valid_count = static_cast<std::uint64_t>(end > begin ? end - begin : 0);
-
-  w.u_at = (row - a.first_row(dir)) * a.u.row_stride + local_dir * a.u.dir_stride + local_channel;
-  w.u_step = time_step * batch * a.u.row_stride;
-  w.u = static_cast<const T*>(a.u.data) + w.u_at;
-  w.gate = a.gate_stride;
-  w.state_at = state_row * width + dir * a.dims.hidden + channel;
-  w.row_at = row * width + dir * a.dims.hidden + channel;
-  w.row_step = time_step * batch * width;
-  w.c_at = row * a.c.row_stride + local_dir * a.c.dir_stride + local_channel;
-  w.c_step = time_step * batch * a.c.row_stride;
-  if (a.dims.skip_from_x) {
-    w.skip = static_cast<const T*>(a.x) + w.row_at;
-    w.skip_step = w.row_step;
-    w.skip_scale = static_cast<S>(a.scale_x);
-  } else if (a.dims.blocks == 4) {
-    w.skip = w.u + 3 * w.gate;
-    w.skip_step = w.u_step;
-  }
-  if (a.pad != nullptr) {
-    w.pad = a.pad + row;
-    w.pad_step = time_step * batch;
-  }
-
-  w.param_at = dir * 2 * a.dims.hidden + channel;
-  const T* v = static_cast<const T*>(a.weight_c) + w.param_at;
-  const T* bias = static_cast<const T*>(a.bias) + w.param_at;
-  w.parameters = {widen(v[0]), widen(v[a.dims.hidden]), widen(bias[0]), widen(bias[a.dims.hidden])};
-  if (a.mask_c != nullptr) {
-    w.mask = widen(static_cast<const T*>(a.mask_c)[w.state_at]);
-    if (a.mask_site == MaskSite::kOutput) w.mask_skip = w.mask;
-  }
-  return w;
-}
-
-/// What a step reads, as it lies in memory.
-template <class T>
-struct Loaded {
-  T u0, u1, u2, skip;
-  bool padded;
-};
-
-template <class T>
-__device__ __forceinline__ bool is_padded(const Walk<T>& w, std::int64_t k) {
-  return static_cast<std::uint64_t>(k - w.valid_begin) >= w.valid_count ||
-         (w.pad != nullptr && __ldg(w.pad + k * w.pad_step) != 0);
-}
-
-template <class T>
-__device__ __forceinline__ Loaded<T> load(const Walk<T>& w, std::int64_t k) {
-  Loaded<T> l;
-  const T* u = w.u + k * w.u_step;
-  l.u0 = __ldg(u);
-  l.u1 = __ldg(u + w.gate);
-  l.u2 = __ldg(u + 2 * w.gate);
-  l.skip = w.skip == nullptr ? T{} : __ldg(w.skip + k * w.skip_step);
-  l.padded = is_padded(w, k);
-  return l;
-}
-
-template <class T>
-__device__ __forceinline__ sru_cell::Inputs<state_t<T>> inputs(const Walk<T>& w,
-                                                               const Loaded<T>& l) {
-  sru_cell::Inputs<state_t<T>> in;
-  in.u0 = widen(l.u0);
-  in.u1 = widen(l.u1);
-  in.u2 = widen(l.u2);
-  in.skip = w.skip_scale * widen(l.skip);
-  in.mask = w.mask;
-  in.mask_skip = w.mask_skip;
-  return in;
-}
-
-// What a scan in chunks keeps between its kernels, in ScanArgs::scratch: two values of state type
-// per chunk and walk, [chunk][2][walk]. Of chunk 0 the state before and after it, of the others but
-// the last a and b.
-
-template <class T>
-__device__ __forceinline__ state_t<T>* fold_of(const ScanArgs& a, std::int64_t chunk) {
-  return static_cast<state_t<T>*>(a.scratch) + chunk * 2 * walks(a);
-}
-
-/// The state before walk i's chunk, from what the first kernel left.
-template <class T>
-__device__ __forceinline__ state_t<T> joined(const ScanArgs& a, std::int64_t i,
-                                             std::int64_t chunk) {
-  using S = state_t<T>;
-  const std::int64_t plane = walks(a);
-  const S* fold = fold_of<T>(a, 0) + i;
-  if (chunk == 0) return fold[0];
-  S state = fold[plane];
-#pragma unroll 8
-  for (std::int64_t j = 1; j < chunk; ++j) {
-    state = fold[2 * j * plane] * state + fold[(2 * j + 1) * plane];
-  }
-  return state;
-}
 
 // First kernel of a forward scan in chunks (v = 0).
 // Work split: a thread per (walk, chunk but the last), chunk = blockIdx.y. Traffic per step and
@@ -229,6 +36,7 @@ __device__ __forceinline__ state_t<T> joined(const ScanArgs& a, std::int64_t i,
 template <class T>
 __global__ void __launch_bounds__(kThreads) sru_forward_fold_kernel(ForwardScan a, Chunks chunks) {
   using S = state_t<T>;
+  using V = value_t<T>;
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= walks(a)) return;
   const std::int64_t chunk = blockIdx.y;
@@ -253,15 +61,15 @@ __global__ void __launch_bounds__(kThreads) sru_forward_fold_kernel(ForwardScan 
     for (int j = 0; j < kFoldAhead; ++j) {
       const std::int64_t k = k0 + j;
       if (k >= w.count) break;
-      sru_cell::Inputs<S> in = {};
+      sru_cell::Inputs<V> in = {};
       in.u0 = widen(u0[j]);
       in.u1 = widen(u1[j]);
       const bool skipped = padded[j];
       if (k + kFoldAhead < w.count) fetch(k + kFoldAhead, j);
       if (!skipped) {
-        const auto step = sru_cell::forward_step<S>(in, w.parameters);
+        const auto step = sru_cell::forward_step<V>(in, w.parameters);
         total_a *= step.a;
-        total_b = step.a * total_b + step.b;
+        total_b = step.a * V(total_b) + step.b;
       }
     }
   }
@@ -279,8 +87,10 @@ __global__ void __launch_bounds__(kThreads) sru_forward_fold_kernel(ForwardScan 
 // Limits: 64-bit offsets; 2^31 - 1 blocks. Invariants: inputs do not overlap outputs; a padded
 // step's u may be NaN and is not used. Launch: kThreads, no shared memory.
 template <class T, Activation A>
-__global__ void __launch_bounds__(kThreads) sru_forward_kernel(ForwardScan a, Chunks chunks) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    sru_forward_kernel(ForwardScan a, Chunks chunks) {
   using S = state_t<T>;
+  using V = value_t<T>;
   constexpr int kAhead = kStepsAhead<T>;
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= walks(a)) return;
@@ -307,7 +117,7 @@ __global__ void __launch_bounds__(kThreads) sru_forward_kernel(ForwardScan a, Ch
       if (k + kAhead < w.count) ahead[j] = load(w, k + kAhead);
       S h = S(0);
       if (!now.padded) {
-        const auto out = sru_cell::forward<A, S>(inputs(w, now), w.parameters, c);
+        const auto out = sru_cell::forward<A, V>(inputs(w, now), w.parameters, c);
         c = out.c;
         h = out.h;
         last = h;
@@ -320,56 +130,6 @@ __global__ void __launch_bounds__(kThreads) sru_forward_kernel(ForwardScan a, Ch
   if (h_last != nullptr) *h_last = narrow<T>(last);
 }
 
-/// What a backward step reads besides `Loaded`, several steps ahead.
-template <class T>
-struct Gradients {
-  using S = state_t<T>;
-  const T* dy;
-  std::int64_t dy_step;
-  S dh_last;
-  const S* c;  // of the walk's first step
-  std::int64_t c_step;
-  const S* before;     // the state before the walk's last step, if it is not the next one in c
-  std::int64_t first;  // that step
-};
-
-template <class T>
-__device__ __forceinline__ Gradients<T> make_gradients(const BackwardScan& a, const Walk<T>& w,
-                                                       const Span& span) {
-  using S = state_t<T>;
-  Gradients<T> g;
-  g.dy = a.dy == nullptr ? nullptr : static_cast<const T*>(a.dy) + w.row_at;
-  g.dy_step = w.row_step;
-  // In a walk from the last step to the first, the last valid step is the first that counts.
-  g.dh_last = a.dh_last == nullptr ? S(0) : widen(static_cast<const T*>(a.dh_last)[w.state_at]);
-  g.c = static_cast<const S*>(a.c.data) + w.c_at;
-  g.c_step = w.c_step;
-  // What came before the sequence's first step is c0, else one step further on the walk.
-  g.before = static_cast<const S*>(a.c0) + w.state_at;
-  g.first = span.begin == 0 ? w.count - 1 : -1;
-  return g;
-}
-
-template <class T>
-struct LoadedGradients {
-  T dy;
-  state_t<T> c_prev;
-};
-
-template <class T>
-__device__ __forceinline__ LoadedGradients<T> load(const Gradients<T>& g, std::int64_t k) {
-  LoadedGradients<T> l;
-  l.dy = g.dy == nullptr ? T{} : __ldg(g.dy + k * g.dy_step);
-  l.c_prev = __ldg(k == g.first ? g.before : g.c + (k + 1) * g.c_step);
-  return l;
-}
-
-/// Where a backward scan in chunks keeps the sums for dmask, (chunks, parts·B, dirs·H).
-template <class T>
-__device__ __forceinline__ state_t<T>* mask_sums(const ScanArgs& a, const Chunks& chunks) {
-  return fold_of<T>(a, chunks.count);
-}
-
 // First kernel of a backward scan in chunks.
 // Work split: a thread per (walk, chunk but the last), chunk = blockIdx.y. Traffic per step and
 // channel, in elements: u0 u1 u2 x' dy and c_prev in. Limits, launch: as the scan itself.
@@ -377,6 +137,7 @@ template <class T, Activation A>
 __global__ void __launch_bounds__(kThreads)
     sru_backward_fold_kernel(BackwardScan a, Chunks chunks) {
   using S = state_t<T>;
+  using V = value_t<T>;
   constexpr int kAhead = kStepsAhead<T>;
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= walks(a)) return;
@@ -412,9 +173,9 @@ __global__ void __launch_bounds__(kThreads)
       if (k == w.valid_begin) dh += g.dh_last;
       if (!now.padded) {
         const auto step =
-            sru_cell::backward_step<A, S>(inputs(w, now), w.parameters, gradients.c_prev, c, dh);
+            sru_cell::backward_step<A, V>(inputs(w, now), w.parameters, gradients.c_prev, c, dh);
         total_a *= step.a;
-        total_b = step.a * total_b + step.b;
+        total_b = step.a * V(total_b) + step.b;
       }
       c = gradients.c_prev;
     }
@@ -432,6 +193,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, Activation A>
 __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a, Chunks chunks) {
   using S = state_t<T>;
+  using V = value_t<T>;
   constexpr int kAhead = kStepsAhead<T>;
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= walks(a)) return;
@@ -478,12 +240,12 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a, 
       S dh = widen(gradients.dy);
       if (k == w.valid_begin) dh += g.dh_last;
       const S c_prev = gradients.c_prev;
-      sru_cell::Backward<S> out = {};
+      sru_cell::Backward<V> out = {};
       if (!now.padded) {
-        out = sru_cell::backward<A, S>(inputs(w, now), w.parameters, c_prev, c, dh, dc, site);
+        out = sru_cell::backward<A, V>(inputs(w, now), w.parameters, c_prev, c, dh, dc, site);
         dc = out.dc_prev;
-        dv_f += out.du1 * c_prev;
-        dv_r += out.du2 * c_prev;
+        dv_f += out.du1 * V(c_prev);
+        dv_r += out.du2 * V(c_prev);
         db_f += out.du1;
         db_r += out.du2;
         dmask += out.dmask;
@@ -492,7 +254,7 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a, 
       at[0] = narrow<T>(out.du0);
       at[w.gate] = narrow<T>(out.du1);
       at[2 * w.gate] = narrow<T>(out.du2);
-      if (dskip != nullptr) dskip[k * dskip_step] = narrow<T>(w.skip_scale * out.dskip);
+      if (dskip != nullptr) dskip[k * dskip_step] = narrow<T>(V(w.skip_scale) * out.dskip);
       c = c_prev;
     }
   }
@@ -589,9 +351,28 @@ void for_type_and_activation(const Scan& a, F&& f) {
   });
 }
 
-int setting(const char* name) {
+int setting(const char* name, int otherwise = 0) {
   const char* text = std::getenv(name);
-  return text == nullptr ? 0 : std::atoi(text);
+  return text == nullptr ? otherwise : std::atoi(text);
+}
+
+int attribute(const Context& ctx, cudaDeviceAttr which) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, ctx.device().index), "cudaDeviceGetAttribute");
+  return value;
+}
+
+/// Whether rows of so many channels fit a ring: they begin at multiples of 16 bytes, and as blocks
+/// have channels of one sequence alone, the last one is not too empty.
+template <class T>
+bool ring_takes(std::int64_t channels) {
+  if constexpr (sizeof(T) > 4) {
+    return false;
+  } else {
+    const std::int64_t tiles = (channels + kRingChannels<T> - 1) / kRingChannels<T>;
+    return channels % (16 / static_cast<int>(sizeof(T))) == 0 &&
+           4 * channels >= 3 * tiles * kRingChannels<T>;
+  }
 }
 
 /// How a scan's steps are cut: the same for all that a call asks about it.
@@ -603,9 +384,9 @@ Chunks chunks_of(const Context& ctx, const Dims& d, bool backward, bool report =
   p.steps = d.steps;
   p.walks = d.states() * d.width();
   p.value_bytes = static_cast<int>(size_of(d.compute));
-  check(cudaDeviceGetAttribute(&p.multiprocessors, cudaDevAttrMultiProcessorCount,
-                               ctx.device().index),
-        "cudaDeviceGetAttribute");
+  with_type(d.compute,
+            [&](auto tag) { p.ring = ring_takes<typename decltype(tag)::type>(d.hidden); });
+  p.multiprocessors = attribute(ctx, cudaDevAttrMultiProcessorCount);
   const SruScanPlan plan = sru_scan_plan(p, setting("PENSTOCK_CUDA_SRU_CHUNKS"));
   if (report && setting("PENSTOCK_CUDA_PLAN") != 0) {
     std::fprintf(stderr,
@@ -620,6 +401,56 @@ Chunks chunks_of(const Context& ctx, const Dims& d, bool backward, bool report =
   chunks.steps = plan.chunk_steps;
   chunks.count = plan.chunks;
   return chunks;
+}
+
+/// Arrays that the skip term is read from.
+int has_skip(const ScanArgs& a) { return a.dims.skip_from_x || a.dims.blocks == 4 ? 1 : 0; }
+
+bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
+
+/// What of a backward scan a ring must be able to reach.
+bool aligned(const BackwardScan& a) {
+  return aligned(a.dy) && aligned(a.c0) && aligned(a.du.data) && aligned(a.dx_skip);
+}
+bool aligned(const ForwardScan& a) { return aligned(a.y); }
+
+/// How to launch a scan through a ring, if it can go through one: `states` of `sources` arrays have
+/// values of state type.
+template <class T, class Scan>
+RingShape ring_of(const Context& ctx, const Scan& a, const Chunks& chunks, int sources, int states,
+                  LaunchShape* shape) {
+  RingShape ring;
+  if constexpr (sizeof(T) <= 4) {
+    const std::int64_t channels = a.range.channel_end - a.range.channel_begin;
+    const std::int64_t tiles = (channels + kRingChannels<T> - 1) / kRingChannels<T>;
+    const int wanted = setting("PENSTOCK_CUDA_SRU_RING", -1);
+    if (wanted == 0 || !ring_takes<T>(channels) || !aligned(a) || !aligned(a.u.data) ||
+        !aligned(a.x) || !aligned(a.c.data)) {
+      return ring;
+    }
+    const std::int64_t rows = walks(a) / channels;
+    const auto step_bytes =
+        static_cast<std::size_t>((sources - states) * kRingRow<T> +
+                                 states * kRingChannels<T> * static_cast<int>(sizeof(state_t<T>)));
+    ring.stage_steps =
+        wanted == 2 || wanted == 4 || wanted == 8
+            ? wanted
+            : sru_ring_steps(rows * tiles * chunks.count, static_cast<std::int64_t>(step_bytes),
+                             attribute(ctx, cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+                             attribute(ctx, cudaDevAttrMultiProcessorCount));
+    ring.bulk = attribute(ctx, cudaDevAttrComputeCapabilityMajor) >= 9 &&
+                setting("PENSTOCK_CUDA_BULK_COPY", 1) != 0;
+    *shape = one_thread_each(rows * tiles, 1);
+    shape->block = dim3(ring.threads());
+    shape->grid.y = static_cast<unsigned>(chunks.count);
+    shape->shared_bytes = ring_bytes(ring.stage_steps, step_bytes);
+    if (setting("PENSTOCK_CUDA_PLAN") != 0) {
+      std::fprintf(stderr, "penstock: sru: a ring of %d stages of %d steps, %zu bytes, %s\n",
+                   kRingStages, ring.stage_steps, shape->shared_bytes,
+                   ring.bulk ? "bulk copies" : "16 bytes a thread");
+    }
+  }
+  return ring;
 }
 
 LaunchShape thread_per_walk(const ScanArgs& a, std::int64_t chunks) {
@@ -640,8 +471,17 @@ void forward(const Context& ctx, const ForwardScan& a) {
   });
   for_type_and_activation(a, [&](auto tag, auto activation) {
     using T = typename decltype(tag)::type;
-    launch(ctx, "sru_forward", sru_forward_kernel<T, decltype(activation)::value>,
-           thread_per_walk(a, chunks.count), a, chunks);
+    constexpr Activation kActivation = decltype(activation)::value;
+    LaunchShape shape;
+    const RingShape ring = ring_of<T>(ctx, a, chunks, 3 + has_skip(a), 0, &shape);
+    if constexpr (sizeof(T) <= 4) {
+      if (ring.stage_steps > 0) {
+        return launch(ctx, "sru_forward_ring", sru_forward_ring_kernel<T, kActivation>, shape, a,
+                      chunks, ring);
+      }
+    }
+    launch(ctx, "sru_forward", sru_forward_kernel<T, kActivation>, thread_per_walk(a, chunks.count),
+           a, chunks);
   });
 }
 
@@ -656,8 +496,19 @@ void backward(const Context& ctx, const BackwardScan& a) {
       launch(ctx, "sru_backward_fold", sru_backward_fold_kernel<T, kActivation>,
              thread_per_walk(a, chunks.count - 1), a, chunks);
     }
-    launch(ctx, "sru_backward", sru_backward_kernel<T, kActivation>,
-           thread_per_walk(a, chunks.count), a, chunks);
+    LaunchShape shape;
+    const int sources = 4 + has_skip(a) + (a.dy != nullptr ? 1 : 0);
+    const RingShape ring = ring_of<T>(ctx, a, chunks, sources, 1, &shape);
+    if constexpr (sizeof(T) <= 4) {
+      if (ring.stage_steps > 0) {
+        launch(ctx, "sru_backward_ring", sru_backward_ring_kernel<T, kActivation>, shape, a, chunks,
+               ring);
+      }
+    }
+    if (ring.stage_steps == 0) {
+      launch(ctx, "sru_backward", sru_backward_kernel<T, kActivation>,
+             thread_per_walk(a, chunks.count), a, chunks);
+    }
     if (chunks.count > 1 && a.dmask != nullptr) {
       launch(ctx, "sru_mask_sum", sru_mask_sum_kernel<T>, one_thread_each(walks(a), kThreads), a,
              chunks);

@@ -1,6 +1,7 @@
-// Into how many chunks of time the CUDA backend cuts an SRU scan. A thread takes one channel of one
-// sequence; where these are too few to keep the device's memory busy, its steps are shared out
-// among several threads (sru_cuda.cu). Plain C++, so that it can be tested without a device.
+// Into how many chunks of time the CUDA backend cuts an SRU scan, and how large its rings in shared
+// memory are. A thread takes one channel of one sequence; where these are too few to keep the
+// device's memory busy, its steps are shared out among several threads (sru_cuda.cu). Plain C++, so
+// that it can be tested without a device.
 //
 // The choice is a function of the problem's shape and the device's number of multiprocessors alone,
 // and so are the bits of a result. The constants are estimates: none was measured on a GPU yet.
@@ -18,6 +19,7 @@ struct SruScanProblem {
   std::int64_t steps = 0;    // of a part
   std::int64_t walks = 0;    // channels of all sequences, parts and directions
   int value_bytes = 4;       // of an element
+  bool ring = false;         // steps read through a ring, by the shape
   int multiprocessors = 1;
 };
 
@@ -26,6 +28,21 @@ struct SruScanPlan {
   std::int64_t chunks = 1;
   double nanoseconds = 0.0;  // predicted
 };
+
+/// Steps in a stage of a ring (sru_cuda_ring.cuh) of four stages, in blocks of 64 threads: as many
+/// as let all blocks of a multiprocessor run at the same time, so that none begins when the others
+/// are done; at least 2, where they cannot.
+inline int sru_ring_steps(std::int64_t blocks, std::int64_t step_bytes, std::int64_t shared_bytes,
+                          int multiprocessors) {
+  constexpr std::int64_t kMostBlocks = 6;  // of a multiprocessor, by registers
+  constexpr std::int64_t kOther = 2048;    // bytes that a block takes besides
+  const std::int64_t each =
+      std::clamp<std::int64_t>((blocks + multiprocessors - 1) / multiprocessors, 1, kMostBlocks);
+  for (int steps : {8, 4}) {
+    if (each * (4 * steps * step_bytes + kOther) <= shared_bytes) return steps;
+  }
+  return 2;
+}
 
 constexpr std::int64_t kSruMostChunks = 256;
 constexpr std::int64_t kSruLeastChunkSteps = 16;
@@ -41,8 +58,10 @@ inline SruScanPlan sru_scan_cut(const SruScanProblem& p, std::int64_t chunks) {
 /// Predicted time of a scan in so many chunks: a thread's wait for each of its steps, then the
 /// bytes. Both passes of a scan in chunks read, so more than one chunk costs bytes, and a launch.
 inline double sru_scan_nanoseconds(const SruScanProblem& p, const SruScanPlan& plan) {
-  constexpr double kStep = 100.0;       // a step's wait for memory, with the steps ahead in flight
-  constexpr double kFoldStep = 60.0;    // of the first pass, which writes nothing
+  // A step's wait: for its arithmetic, or for memory with what is ahead in registers. The first
+  // pass has no ring; forward it has twice as many steps ahead.
+  const double step = p.ring ? 40.0 : 100.0;
+  const double fold_step = p.backward ? 100.0 : 60.0;
   constexpr double kLaunch = 4000.0;    // one more launch
   constexpr double kBytesPerNs = 24.0;  // of each multiprocessor: 3.2 TB/s on 132 of them
   const auto walks = static_cast<double>(p.walks);
@@ -51,10 +70,10 @@ inline double sru_scan_nanoseconds(const SruScanProblem& p, const SruScanPlan& p
   const double rate = kBytesPerNs * p.multiprocessors;
   const double plane = static_cast<double>(p.steps) * walks * p.value_bytes;
   const double once = (p.backward ? 10.0 : 6.0) * plane / rate;
-  if (plan.chunks == 1) return kStep * chunk_steps + once;
+  if (plan.chunks == 1) return step * chunk_steps + once;
   const double fold = (p.backward ? 6.0 : 2.0) * plane / rate;
   const double joins = chunks * chunks * walks * 4.0 / rate;  // out of a cache
-  return (kStep + kFoldStep) * chunk_steps + once + fold + joins + kLaunch;
+  return (step + fold_step) * chunk_steps + once + fold + joins + kLaunch;
 }
 
 /// `forced` > 0: that many chunks, where chunks are possible at all.

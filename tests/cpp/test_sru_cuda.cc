@@ -197,6 +197,69 @@ TEST_P(SruScans, InChunksAgreeWithReference) {
   }
 }
 
+/// Shapes whose rows a ring can hold, and others, for which it must not be taken.
+std::vector<SruShape> ring_shapes() {
+  std::vector<SruShape> all;
+  for (const std::int64_t hidden : {64, 128, 184, 50, 66}) {
+    for (Direction direction : {Direction::kReverse, Direction::kBidirectional}) {
+      for (int form = 0; form < 3; ++form) {
+        SruShape s;
+        s.steps = form == 0 ? 43 : 9, s.batch = 2, s.hidden = hidden, s.direction = direction;
+        s.input = form == 1 ? s.width() : 5;
+        s.blocks = form == 0 ? 4 : 3;
+        s.skip = form != 2 || direction == Direction::kReverse;
+        s.x_skip = s.skip && form == 2;
+        s.mask_c = form != 2, s.lengths = form == 1, s.mask_pad = form == 0;
+        s.activation = form == 1 ? Activation::kTanh : Activation::kIdentity;
+        s.mask_site = form == 0 ? MaskSite::kState : MaskSite::kOutput;
+        s.weight_c = form != 1;
+        s.dy = form != 2;
+        all.push_back(s);
+      }
+    }
+  }
+  return all;
+}
+
+TEST_P(SruScans, ThroughRingsAgreeWithReference) {
+  for (const SruShape& s : ring_shapes()) {
+    for (DataType dtype : {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16}) {
+      const SruValues v = random_values(s, dtype, 25);
+      const SruResults expected = reference(s, v);
+      for (const char* steps : {"2", "8"}) {
+        for (const char* chunks : {"1", "3"}) {
+          for (const char* bulk : {"0", "1"}) {
+            const Setting ring("PENSTOCK_CUDA_SRU_RING", steps);
+            const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", chunks);
+            const Setting way("PENSTOCK_CUDA_BULK_COPY", bulk);
+            const SruResults got = compute(ctx(), s, v, dtype);
+            for (const Result& r : kResults) {
+              EXPECT_LE(error(got.*r.values, expected.*r.values), r.factor * tolerance(dtype))
+                  << r.name << " " << name_of(dtype) << " " << steps << " steps, " << chunks
+                  << " chunks, bulk " << bulk << " " << s.words();
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// A ring changes how inputs come, not what is computed with them.
+TEST_P(SruScans, HaveTheSameBitsWithAndWithoutARing) {
+  for (DataType dtype : {DataType::kFloat32, DataType::kBFloat16}) {
+    SruShape s;
+    s.steps = 70, s.batch = 3, s.hidden = 128, s.mask_c = s.lengths = true;
+    const SruValues v = random_values(s, dtype, 26);
+    SruResults without;
+    {
+      const Setting off("PENSTOCK_CUDA_SRU_RING", "0");
+      without = compute(ctx(), s, v, dtype);
+    }
+    EXPECT_TRUE(same_bits(compute(ctx(), s, v, dtype), without)) << name_of(dtype);
+  }
+}
+
 // The emulated backend starts threads in another order at each launch.
 TEST_P(SruScans, InChunksHaveTheSameBitsOnEveryRun) {
   const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", "6");

@@ -1,0 +1,530 @@
+// The SRU's scans with what the steps read on its way through a ring in shared memory.
+//
+// A block takes neighbouring channels of one sequence: at each step its share of every array is one
+// run of 256 bytes. The ring holds kRingStages stages of some steps each, and while one stage is
+// worked on the others fill. So the bytes in flight do not depend on registers, and a step waits
+// for its arithmetic alone. It is filled in one of two ways:
+//   threads   each thread copies the same 16 or 32 bytes of every step, so a copy costs it an
+//             addition; a block barrier per stage
+//   bulk      a warp of its own issues a bulk copy per array and step (compute capability 9.0); it
+//             and the others wait for each other at two mbarriers per stage
+#pragma once
+
+#include <cstdint>
+
+#include "cells/sru_cuda_walk.cuh"
+#include "cuda/async_copy.h"
+
+namespace penstock::cuda::sru_scans {
+
+constexpr int kRingThreads = 64;  // that have channels
+constexpr int kRingWarps = kRingThreads / 32;
+/// Threads of a block: in the bulk way, one more warp.
+constexpr int kRingBlockThreads = kRingThreads + 32;
+constexpr int kRingStages = 4;
+constexpr int kRingBlocks = 5;     // of a multiprocessor that registers must suffice for
+constexpr int kRingMostSteps = 8;  // of a stage
+constexpr int kRingMostSources = 6;
+/// Channels of a thread: as many as four bytes hold.
+template <class T>
+constexpr int kRingWidth = static_cast<int>(4 / sizeof(T));
+/// Channels of a block.
+template <class T>
+constexpr int kRingChannels = kRingThreads * kRingWidth<T>;
+/// Bytes of a block's share of an array of T.
+template <class T>
+constexpr int kRingRow = kRingChannels<T> * static_cast<int>(sizeof(T));
+
+/// How a kernel is to use its ring.
+struct RingShape {
+  int stage_steps = 0;  // 0: it is not to
+  bool bulk = false;    // filled by bulk copies
+  unsigned threads() const { return bulk ? kRingBlockThreads : kRingThreads; }
+};
+
+/// An array that steps read: the block's share of it at the walk's first step.
+struct RingSource {
+  const char* first;
+  std::int64_t step;  // bytes from step to step
+  unsigned bytes;     // at a step, a multiple of 16
+  unsigned at;        // where they lie among a step's bytes in the ring
+};
+
+/// The start of the shared memory; the ring follows.
+struct alignas(128) RingHeader {
+  std::uint64_t full[kRingStages], empty[kRingStages];  // mbarriers; `empty` in the bulk way
+  RingSource sources[kRingMostSources];
+  const char* before;  // for the last source at one step, in place of the array
+};
+
+/// Bytes of shared memory for a ring with so many bytes per step.
+inline std::size_t ring_bytes(int stage_steps, std::size_t step_bytes) {
+  return sizeof(RingHeader) + kRingStages * static_cast<std::size_t>(stage_steps) * step_bytes;
+}
+
+/// A block's ring, first the arrays (add), then start(). The threads with channels then take the
+/// stages in order: wait(stage), at(stage, step) for its steps, release(stage).
+class Ring {
+ public:
+  __device__ __forceinline__ Ring(RingHeader* header, const RingShape& shape, std::int64_t steps)
+      : header_(header),
+        slots_(reinterpret_cast<char*>(header + 1)),
+        stage_steps_(shape.stage_steps),
+        bulk_(shape.bulk),
+        steps_(steps),
+        stages_((steps + shape.stage_steps - 1) / shape.stage_steps) {}
+
+  /// Add an array, by all threads alike; returns where a step has it. Thread 0's pointers count,
+  /// and its channel is the block's first. `row` bytes are kept for it, of which `bytes` come.
+  __device__ __forceinline__ unsigned add(const void* first, std::int64_t step_elements,
+                                          unsigned size, unsigned row, unsigned bytes) {
+    if (threadIdx.x == 0) {
+      RingSource& s = header_->sources[sources_];
+      s.first = static_cast<const char*>(first);
+      s.step = step_elements * size;
+      s.bytes = bytes;
+      s.at = step_bytes_;
+    }
+    const unsigned at = step_bytes_;
+    ++sources_;
+    step_bytes_ += row;
+    copied_ += bytes;
+    return at;
+  }
+  /// The source added last comes from `before` at this step.
+  __device__ __forceinline__ void exception(std::int64_t step, const void* before) {
+    special_ = step;
+    if (threadIdx.x == 0) header_->before = static_cast<const char*>(before);
+  }
+
+  /// Begin to fill. False: this thread has filled the ring, to the end, and has nothing else to do.
+  __device__ __forceinline__ bool start() {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < kRingStages; ++i) {
+        mbarrier_init(&header_->full[i], bulk_ ? 1 : kRingThreads);
+        if (bulk_) mbarrier_init(&header_->empty[i], kRingWarps);
+      }
+    }
+    __syncthreads();
+#if defined(PENSTOCK_CUDA_BULK_COPY)
+    if (bulk_) {
+      if (threadIdx.x < kRingThreads) return true;
+      fill_all();
+      return false;
+    }
+#endif
+    // Places of the ring's rows, 16 bytes at a time, go round the threads.
+    for (int n = 0; n < kPieces; ++n) {
+      const unsigned place = (threadIdx.x + static_cast<unsigned>(n) * kRingThreads) * 16;
+      for (int i = 0; i < sources_; ++i) {
+        const RingSource& s = header_->sources[i];
+        if (place < s.at || place - s.at >= s.bytes) continue;
+        pieces_[n].from = s.first + (place - s.at);
+        pieces_[n].step = s.step;
+        pieces_[n].last = i == sources_ - 1;
+      }
+    }
+    for (int i = 0; i < kRingStages && i < stages_; ++i) fill(i);
+    return true;
+  }
+
+  __device__ __forceinline__ std::int64_t stages() const { return stages_; }
+  __device__ __forceinline__ int stage_steps() const { return stage_steps_; }
+  __device__ __forceinline__ int steps_of(std::int64_t stage) const {
+    const std::int64_t left = steps_ - stage * stage_steps_;
+    return left < stage_steps_ ? static_cast<int>(left) : stage_steps_;
+  }
+  __device__ __forceinline__ void wait(std::int64_t stage) const {
+    mbarrier_wait(&header_->full[stage % kRingStages], turn(stage) & 1u);
+  }
+  __device__ __forceinline__ const char* at(std::int64_t stage, int step) const {
+    return slot(stage) + static_cast<unsigned>(step) * step_bytes_;
+  }
+  /// The stage is used; its place may be filled again.
+  __device__ __forceinline__ void release(std::int64_t stage) {
+    if (stage + kRingStages >= stages_) return;
+    if (bulk_) {
+      fence_before_bulk_copy();
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) mbarrier_arrive(&header_->empty[stage % kRingStages]);
+    } else {
+      __syncthreads();
+      fill(stage + kRingStages);
+    }
+  }
+
+ private:
+  static constexpr int kPieces = 2;
+  struct Piece {
+    const char* from = nullptr;  // null: there is none
+    std::int64_t step = 0;
+    bool last = false;  // of the source added last
+  };
+
+  __device__ __forceinline__ static unsigned turn(std::int64_t stage) {
+    return static_cast<unsigned>(stage / kRingStages);
+  }
+  __device__ __forceinline__ char* slot(std::int64_t stage) const {
+    return slots_ + static_cast<unsigned>(stage % kRingStages) *
+                        static_cast<unsigned>(stage_steps_) * step_bytes_;
+  }
+
+  __device__ __forceinline__ void fill(std::int64_t stage) const {
+    const std::int64_t first = stage * stage_steps_;
+    const int steps = steps_of(stage);
+#pragma unroll
+    for (int n = 0; n < kPieces; ++n) {
+      const Piece& piece = pieces_[n];
+      if (piece.from == nullptr) continue;
+      const unsigned place = (threadIdx.x + static_cast<unsigned>(n) * kRingThreads) * 16;
+      char* to = slot(stage) + place;
+      const char* from = piece.from + first * piece.step;
+      for (int step = 0; step < steps; ++step) {
+        const bool special = piece.last && first + step == special_;
+        async_copy<16>(
+            to, special ? header_->before + (place - header_->sources[sources_ - 1].at) : from);
+        to += step_bytes_;
+        from += piece.step;
+      }
+    }
+    mbarrier_arrive_after_copies(&header_->full[stage % kRingStages]);
+  }
+
+#if defined(PENSTOCK_CUDA_BULK_COPY)
+  /// By the warp that has no channels: lane i copies array i.
+  __device__ __forceinline__ void fill_all() const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    RingSource source = {};
+    if (lane < sources_) source = header_->sources[lane];
+    for (std::int64_t stage = 0; stage < stages_; ++stage) {
+      std::uint64_t* full = &header_->full[stage % kRingStages];
+      const int steps = steps_of(stage);
+      if (stage >= kRingStages) {
+        mbarrier_wait(&header_->empty[stage % kRingStages], (turn(stage) - 1) & 1u);
+      }
+      if (lane == 0) mbarrier_arrive_expecting(full, static_cast<unsigned>(steps) * copied_);
+      __syncwarp();
+      if (lane >= sources_) continue;
+      char* to = slot(stage) + source.at;
+      for (int step = 0; step < steps; ++step) {
+        const std::int64_t k = stage * stage_steps_ + step;
+        const bool special = lane == sources_ - 1 && k == special_;
+        bulk_copy(to, special ? header_->before : source.first + k * source.step, source.bytes,
+                  full);
+        to += step_bytes_;
+      }
+    }
+  }
+#endif
+
+  RingHeader* header_;
+  char* slots_;
+  int stage_steps_;
+  bool bulk_;
+  std::int64_t steps_, stages_;
+  std::int64_t special_ = -1;
+  int sources_ = 0;
+  unsigned step_bytes_ = 0, copied_ = 0;
+  Piece pieces_[kPieces];
+};
+
+/// Neighbouring values, read and written as one.
+template <class T, int kCount>
+struct alignas(kCount * sizeof(T)) RingValues {
+  T v[kCount];
+};
+
+/// A thread's channels: the walk of the first, and what the others have of their own.
+template <class T>
+struct RingLane {
+  using S = state_t<T>;
+  static constexpr int kWidth = kRingWidth<T>;
+  std::int64_t i = 0;     // the first channel's walk
+  bool active = false;    // else it only helps to copy, from the block's first channels
+  unsigned channels = 0;  // of the block
+  Walk<T> walk;
+  sru_cell::Parameters<value_t<T>> parameters[kWidth];
+  S mask[kWidth], mask_skip[kWidth];
+};
+
+template <class T>
+__device__ __forceinline__ RingLane<T> make_ring_lane(const ScanArgs& a, const Span& span,
+                                                      bool backward) {
+  using S = state_t<T>;
+  RingLane<T> lane;
+  const std::int64_t channels = a.range.channel_end - a.range.channel_begin;
+  const std::int64_t tiles = (channels + kRingChannels<T> - 1) / kRingChannels<T>;
+  const std::int64_t first = blockIdx.x % tiles * kRingChannels<T>;
+  const std::int64_t left = channels - first;
+  const unsigned own = threadIdx.x * kRingWidth<T>;
+  lane.channels = static_cast<unsigned>(left < kRingChannels<T> ? left : kRingChannels<T>);
+  lane.active = own < lane.channels;  // not in the warp that only copies
+  lane.i = blockIdx.x / tiles * channels + first + (lane.active ? own : 0);
+  lane.walk = make_walk<T>(a, lane.i, span, backward);
+  const std::int64_t hidden = a.dims.hidden;
+#pragma unroll
+  for (int j = 0; j < kRingWidth<T>; ++j) {
+    const T* v = static_cast<const T*>(a.weight_c) + lane.walk.param_at + j;
+    const T* bias = static_cast<const T*>(a.bias) + lane.walk.param_at + j;
+    lane.parameters[j] = {widen(v[0]), widen(v[hidden]), widen(bias[0]), widen(bias[hidden])};
+    lane.mask[j] = lane.mask_skip[j] = S(1);
+    if (a.mask_c != nullptr) {
+      lane.mask[j] = widen(static_cast<const T*>(a.mask_c)[lane.walk.state_at + j]);
+      if (a.mask_site == MaskSite::kOutput) lane.mask_skip[j] = lane.mask[j];
+    }
+  }
+  return lane;
+}
+
+/// Bit g: whether step k + g is padded, g < count.
+template <class T>
+__device__ __forceinline__ unsigned ring_padding(const Walk<T>& w, std::int64_t k, int count) {
+  unsigned bits = 0;
+#pragma unroll
+  for (int g = 0; g < kRingMostSteps; ++g) {
+    if (g < count && is_padded(w, k + g)) bits |= 1u << g;
+  }
+  return bits;
+}
+
+/// Where a step's bytes have the arrays.
+struct RingPlaces {
+  unsigned u0 = 0, u1 = 0, u2 = 0, skip = 0, dy = 0, c_prev = 0;
+};
+
+template <class T>
+__device__ __forceinline__ RingPlaces add_inputs(Ring& ring, const RingLane<T>& lane) {
+  const Walk<T>& w = lane.walk;
+  const unsigned bytes = lane.channels * sizeof(T);
+  RingPlaces p;
+  p.u0 = ring.add(w.u, w.u_step, sizeof(T), kRingRow<T>, bytes);
+  p.u1 = ring.add(w.u + w.gate, w.u_step, sizeof(T), kRingRow<T>, bytes);
+  p.u2 = ring.add(w.u + 2 * w.gate, w.u_step, sizeof(T), kRingRow<T>, bytes);
+  if (w.skip != nullptr) p.skip = ring.add(w.skip, w.skip_step, sizeof(T), kRingRow<T>, bytes);
+  return p;
+}
+
+/// What a step reads, this thread's channels.
+template <class T>
+struct RingLoaded {
+  RingValues<T, kRingWidth<T>> u0, u1, u2, skip;
+};
+
+template <class V>
+__device__ __forceinline__ V ring_load(const char* step, unsigned at) {
+  return *reinterpret_cast<const V*>(step + at + threadIdx.x * sizeof(V));
+}
+
+template <class T>
+__device__ __forceinline__ RingLoaded<T> ring_load_inputs(const RingLane<T>& lane,
+                                                          const RingPlaces& p, const char* step) {
+  using V = RingValues<T, kRingWidth<T>>;
+  RingLoaded<T> l;
+  l.u0 = ring_load<V>(step, p.u0);
+  l.u1 = ring_load<V>(step, p.u1);
+  l.u2 = ring_load<V>(step, p.u2);
+  l.skip = V{};
+  if (lane.walk.skip != nullptr) l.skip = ring_load<V>(step, p.skip);
+  return l;
+}
+
+template <class T>
+__device__ __forceinline__ sru_cell::Inputs<value_t<T>> ring_inputs(const RingLane<T>& lane,
+                                                                    const RingLoaded<T>& l, int j) {
+  sru_cell::Inputs<value_t<T>> in;
+  in.u0 = widen(l.u0.v[j]);
+  in.u1 = widen(l.u1.v[j]);
+  in.u2 = widen(l.u2.v[j]);
+  in.skip = lane.walk.skip_scale * widen(l.skip.v[j]);
+  in.mask = lane.mask[j];
+  in.mask_skip = lane.mask_skip[j];
+  return in;
+}
+
+// The forward scan (sru_forward_kernel says what it computes) through a ring.
+// Work split: a block of kRingThreads per (part, batch row, direction, kRingChannels channels) and
+// chunk of the steps (blockIdx.y), kRingWidth channels a thread. Traffic: as there. Limits: rows of
+// the arrays, and the arrays, at multiples of 16 bytes. Invariants: as there. Launch:
+// RingShape::threads, ring_bytes of shared memory.
+template <class T, Activation A>
+__global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
+    sru_forward_ring_kernel(ForwardScan a, Chunks chunks, RingShape shape) {
+  using S = state_t<T>;
+  constexpr int kWidth = kRingWidth<T>;
+  PENSTOCK_SHARED_MEMORY(RingHeader, header);
+  const std::int64_t chunk = blockIdx.y;
+  const RingLane<T> lane = make_ring_lane<T>(a, span_of(a, chunks, chunk, false), false);
+  const Walk<T>& w = lane.walk;
+  Ring ring(header, shape, w.count);
+  const RingPlaces places = add_inputs(ring, lane);
+  if (!ring.start()) return;
+
+  T* y = a.y == nullptr ? nullptr : static_cast<T*>(a.y) + w.row_at;
+  S* c_out = a.c.data == nullptr ? nullptr : static_cast<S*>(a.c.data) + w.c_at;
+  T* h_last = a.h_last == nullptr ? nullptr : static_cast<T*>(a.h_last) + w.state_at;
+  S* state = static_cast<S*>(a.c_state) + w.state_at;
+  RingValues<S, kWidth> c;
+  RingValues<T, kWidth> last = {};
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    c.v[j] = chunks.count == 1 ? state[j] : joined<T>(a, lane.i + j, chunk);
+    if (h_last != nullptr) last.v[j] = h_last[j];
+  }
+
+  for (std::int64_t stage = 0; stage < ring.stages(); ++stage) {
+    const std::int64_t k0 = stage * ring.stage_steps();
+    const int count = ring.steps_of(stage);
+    const unsigned padding = ring_padding(w, k0, count);
+    ring.wait(stage);
+    RingLoaded<T> next = ring_load_inputs(lane, places, ring.at(stage, 0));
+    for (int g = 0; g < count; ++g) {
+      const RingLoaded<T> now = next;
+      if (g + 1 < count) next = ring_load_inputs(lane, places, ring.at(stage, g + 1));
+      const bool padded = (padding >> g & 1u) != 0;
+      RingValues<T, kWidth> h = {};
+      if (!padded) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          const auto out =
+              sru_cell::forward<A, Fast>(ring_inputs(lane, now, j), lane.parameters[j], c.v[j]);
+          c.v[j] = out.c;
+          h.v[j] = narrow<T>(out.h);
+        }
+        last = h;
+      }
+      if (lane.active) {
+        if (y != nullptr) {
+          *reinterpret_cast<RingValues<T, kWidth>*>(y) = h;
+          y += w.row_step;
+        }
+        if (c_out != nullptr) {
+          *reinterpret_cast<RingValues<S, kWidth>*>(c_out) = c;
+          c_out += w.c_step;
+        }
+      }
+    }
+    ring.release(stage);
+  }
+  if (!lane.active) return;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    if (chunk == chunks.count - 1) state[j] = c.v[j];
+    if (h_last != nullptr) h_last[j] = last.v[j];
+  }
+}
+
+// The backward scan (sru_backward_kernel) through a ring. Work split, limits, launch: as forward.
+template <class T, Activation A>
+__global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
+    sru_backward_ring_kernel(BackwardScan a, Chunks chunks, RingShape shape) {
+  using S = state_t<T>;
+  using Values = RingValues<T, kRingWidth<T>>;
+  using States = RingValues<S, kRingWidth<T>>;
+  constexpr int kWidth = kRingWidth<T>;
+  PENSTOCK_SHARED_MEMORY(RingHeader, header);
+  const std::int64_t chunk = blockIdx.y;
+  const Span span = span_of(a, chunks, chunk, true);
+  const RingLane<T> lane = make_ring_lane<T>(a, span, true);
+  const Walk<T>& w = lane.walk;
+  const Gradients<T> gradients = make_gradients(a, w, span);
+  Ring ring(header, shape, w.count);
+  RingPlaces places = add_inputs(ring, lane);
+  if (gradients.dy != nullptr) {
+    places.dy = ring.add(gradients.dy, gradients.dy_step, sizeof(T), kRingRow<T>,
+                         lane.channels * sizeof(T));
+  }
+  places.c_prev = ring.add(gradients.c + gradients.c_step, gradients.c_step, sizeof(S),
+                           kRingChannels<T> * sizeof(S), lane.channels * sizeof(S));
+  ring.exception(gradients.first, gradients.before);
+  if (!ring.start()) return;
+
+  T* du = static_cast<T*>(a.du.data) + w.u_at;
+  T* dskip = nullptr;
+  std::int64_t dskip_step = 0;
+  if (a.dx_skip != nullptr) {
+    dskip = static_cast<T*>(a.dx_skip) + w.row_at;
+    dskip_step = w.row_step;
+  } else if (a.dims.blocks == 4) {
+    dskip = du + 3 * w.gate;
+    dskip_step = w.u_step;
+  }
+  const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
+  S* state = static_cast<S*>(a.dc_state) + w.state_at;
+  S dc[kWidth], dh_last[kWidth], dv_f[kWidth], dv_r[kWidth], db_f[kWidth], db_r[kWidth],
+      dmask[kWidth];
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    dc[j] = chunks.count == 1 ? state[j] : joined<T>(a, lane.i + j, chunk);
+    dh_last[j] =
+        a.dh_last == nullptr ? S(0) : widen(static_cast<const T*>(a.dh_last)[w.state_at + j]);
+    dv_f[j] = dv_r[j] = db_f[j] = db_r[j] = dmask[j] = S(0);
+  }
+  States c = *reinterpret_cast<const States*>(gradients.c);
+
+  for (std::int64_t stage = 0; stage < ring.stages(); ++stage) {
+    const std::int64_t k0 = stage * ring.stage_steps();
+    const int count = ring.steps_of(stage);
+    const unsigned padding = ring_padding(w, k0, count);
+    ring.wait(stage);
+    for (int g = 0; g < count; ++g) {
+      const char* step = ring.at(stage, g);
+      const RingLoaded<T> now = ring_load_inputs(lane, places, step);
+      const States c_prev = ring_load<States>(step, places.c_prev);
+      Values dy = {};
+      if (gradients.dy != nullptr) dy = ring_load<Values>(step, places.dy);
+      const std::int64_t k = k0 + g;
+      Values du0 = {}, du1 = {}, du2 = {}, dx = {};
+      if ((padding >> g & 1u) == 0) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          S dh = widen(dy.v[j]);
+          if (k == w.valid_begin) dh += dh_last[j];
+          const auto out = sru_cell::backward<A, Fast>(
+              ring_inputs(lane, now, j), lane.parameters[j], c_prev.v[j], c.v[j], dh, dc[j], site);
+          dc[j] = out.dc_prev;
+          dv_f[j] += out.du1 * Fast(c_prev.v[j]);
+          dv_r[j] += out.du2 * Fast(c_prev.v[j]);
+          db_f[j] += out.du1;
+          db_r[j] += out.du2;
+          dmask[j] += out.dmask;
+          du0.v[j] = narrow<T>(out.du0);
+          du1.v[j] = narrow<T>(out.du1);
+          du2.v[j] = narrow<T>(out.du2);
+          dx.v[j] = narrow<T>(Fast(w.skip_scale) * out.dskip);
+        }
+      }
+      c = c_prev;
+      if (lane.active) {
+        *reinterpret_cast<Values*>(du) = du0;
+        *reinterpret_cast<Values*>(du + w.gate) = du1;
+        *reinterpret_cast<Values*>(du + 2 * w.gate) = du2;
+        du += w.u_step;
+        if (dskip != nullptr) {
+          *reinterpret_cast<Values*>(dskip) = dx;
+          dskip += dskip_step;
+        }
+      }
+    }
+    ring.release(stage);
+  }
+  if (!lane.active) return;
+  // (4, chunks, parts·B, dirs·H)
+  const std::int64_t plane = a.dims.states() * a.dims.width();
+  S* sums = static_cast<S*>(a.dparams) + chunk * plane + w.state_at;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    if (chunk == chunks.count - 1) state[j] = dc[j];
+    sums[j] += dv_f[j];
+    sums[chunks.count * plane + j] += dv_r[j];
+    sums[2 * chunks.count * plane + j] += db_f[j];
+    sums[3 * chunks.count * plane + j] += db_r[j];
+    if (a.dmask == nullptr) continue;
+    if (chunks.count == 1) {
+      static_cast<S*>(a.dmask)[w.state_at + j] += dmask[j];
+    } else {
+      mask_sums<T>(a, chunks)[chunk * plane + w.state_at + j] = dmask[j];
+    }
+  }
+}
+
+}  // namespace penstock::cuda::sru_scans

@@ -1,0 +1,294 @@
+// What the SRU's CUDA kernels share: the cut of a scan in time, and where a thread finds its
+// channel.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "cells/sru_cell.h"
+#include "cells/sru_kernels.h"
+#include "cuda/launch.h"
+#include "cuda/numeric.h"
+
+namespace penstock::cuda::sru_scans {
+
+using sru::BackwardScan;
+using sru::ForwardScan;
+using sru::ScanArgs;
+
+// Blocks are small because a whole device's worth of threads is only a few ten thousand channels.
+constexpr int kThreads = 64;
+constexpr int kBlocks = 4;  // of a multiprocessor that registers must suffice for: 255 a thread
+// Steps whose inputs a thread holds in registers ahead of the one it works on. A step waits about
+// 0.6 µs for memory and takes about 30 ns to compute; more double values would spill.
+template <class T>
+constexpr int kStepsAhead = sizeof(T) == 8 ? 2 : 6;
+// The forward scan's first pass reads two values a step.
+constexpr int kFoldAhead = 12;
+
+/// A float whose sigmoid takes the device's own exponential and reciprocal, a few units in the last
+/// place off: the recurrence waits for both at each step, and exact ones take twice as long.
+struct Fast {
+  float v;
+  Fast() = default;
+  __device__ __forceinline__ Fast(float value) : v(value) {}
+  __device__ __forceinline__ operator float() const { return v; }
+};
+__device__ __forceinline__ Fast operator+(Fast a, Fast b) { return a.v + b.v; }
+__device__ __forceinline__ Fast operator-(Fast a, Fast b) { return a.v - b.v; }
+__device__ __forceinline__ Fast operator*(Fast a, Fast b) { return a.v * b.v; }
+__device__ __forceinline__ Fast operator-(Fast a) { return -a.v; }
+__device__ __forceinline__ Fast sigmoid(Fast x) {
+#if defined(__CUDACC__)
+  // __expf without its care for subnormal results, which are lost in 1 + exp(-x).
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x.v * -1.44269504f));
+#else
+  const float e = __expf(-x.v);
+#endif
+  return __fdividef(1.0f, 1.0f + e);
+}
+__device__ __forceinline__ Fast tanh(Fast x) { return ::tanhf(x.v); }
+__device__ __forceinline__ Fast where_positive(Fast x, Fast a, Fast b) {
+  return x.v > 0.0f ? a : b;
+}
+
+/// What the cell computes with, for arrays of T.
+template <class T>
+using value_t = std::conditional_t<sizeof(T) == 8, double, Fast>;
+
+/// The cut of a scan's steps in the order that threads take them: chunk j begins with step
+/// j * steps of the walk over all of them.
+struct Chunks {
+  std::int64_t steps = 0;
+  std::int64_t count = 1;
+};
+
+/// A part of a scan's steps, in processing order.
+struct Span {
+  std::int64_t begin = 0, end = 0;
+};
+
+__device__ __forceinline__ Span span_of(const ScanArgs& a, const Chunks& chunks, std::int64_t chunk,
+                                        bool backward) {
+  const std::int64_t steps = a.range.step_end - a.range.step_begin;
+  const std::int64_t from = chunk * chunks.steps;
+  const std::int64_t to = from + chunks.steps < steps ? from + chunks.steps : steps;
+  Span s;
+  s.begin = backward ? a.range.step_end - to : a.range.step_begin + from;
+  s.end = backward ? a.range.step_end - from : a.range.step_begin + to;
+  return s;
+}
+
+/// One channel of one sequence: where its elements are, and how far apart in processing order.
+/// Step k of the walk is the k-th that the thread works on: the forward kernel goes through the
+/// span's steps from first to last, the backward kernel from last to first.
+template <class T>
+struct Walk {
+  using S = state_t<T>;
+
+  const T* u = nullptr;  // u0 of the walk's first step; u1 and u2 lie `gate` further on each
+  std::int64_t u_step = 0;
+  std::int64_t gate = 0;
+  const T* skip = nullptr;  // x' before scaling, or null
+  std::int64_t skip_step = 0;
+  S skip_scale = S(1);
+  const std::uint8_t* pad = nullptr;
+  std::int64_t pad_step = 0;
+  std::int64_t count = 0;         // steps
+  std::int64_t valid_begin = 0;   // steps [valid_begin, valid_begin + valid_count) of
+  std::uint64_t valid_count = 0;  // the walk count, but for pad
+
+  // Offsets of the first step in arrays of these layouts, and the distance between steps.
+  std::int64_t u_at = 0;                  // like u and du
+  std::int64_t row_at = 0, row_step = 0;  // (rows, dirs·H)
+  std::int64_t c_at = 0, c_step = 0;      // the states' plane
+  std::int64_t state_at = 0;              // (parts·B, dirs·H)
+  std::int64_t param_at = 0;              // (dirs, 2, H), first gate
+
+  sru_cell::Parameters<value_t<T>> parameters = {};
+  S mask = S(1), mask_skip = S(1);
+};
+
+/// Number of walks of a scan: threads that have work.
+__host__ __device__ __forceinline__ std::int64_t walks(const ScanArgs& a) {
+  return (a.range.part_end - a.range.part_begin) * a.dims.batch *
+         (a.range.dir_end - a.range.dir_begin) * (a.range.channel_end - a.range.channel_begin);
+}
+
+/// Walk number i; neighbours in i are neighbouring channels, so that a warp's accesses coalesce.
+template <class T>
+__device__ __forceinline__ Walk<T> make_walk(const ScanArgs& a, std::int64_t i, const Span& span,
+                                             bool backward) {
+  using S = state_t<T>;
+  const std::int64_t channels = a.range.channel_end - a.range.channel_begin;
+  const std::int64_t columns = (a.range.dir_end - a.range.dir_begin) * channels;
+  const std::int64_t state_row = a.range.part_begin * a.dims.batch + i / columns;
+  const std::int64_t part = state_row / a.dims.batch;
+  const std::int64_t b = state_row % a.dims.batch;
+  const std::int64_t local_dir = i % columns / channels;
+  const std::int64_t local_channel = i % channels;
+  const std::int64_t dir = a.range.dir_begin + local_dir;
+  const std::int64_t channel = a.range.channel_begin + local_channel;
+  const std::int64_t width = a.dims.width(), batch = a.dims.batch;
+
+  Walk<T> w;
+  const bool reversed = a.reversed(dir);
+  const std::int64_t first = backward ? span.end - 1 : span.begin;
+  const std::int64_t time_step = reversed != backward ? -1 : 1;
+  const std::int64_t time = a.time(first, dir);
+  const std::int64_t row = a.row(part, time, b);
+  w.count = span.end - span.begin;
+
+  std::int64_t begin = 0, end = 0;
+  a.valid(part, b, &begin, &end);
+  w.valid_begin = time_step > 0 ? begin - time : time - (end - 1);
+  w.valid_count = static_cast<std::uint64_t>(end > begin ? end - begin : 0);
+
+  w.u_at = (row - a.first_row(dir)) * a.u.row_stride + local_dir * a.u.dir_stride + local_channel;
+  w.u_step = time_step * batch * a.u.row_stride;
+  w.u = static_cast<const T*>(a.u.data) + w.u_at;
+  w.gate = a.gate_stride;
+  w.state_at = state_row * width + dir * a.dims.hidden + channel;
+  w.row_at = row * width + dir * a.dims.hidden + channel;
+  w.row_step = time_step * batch * width;
+  w.c_at = row * a.c.row_stride + local_dir * a.c.dir_stride + local_channel;
+  w.c_step = time_step * batch * a.c.row_stride;
+  if (a.dims.skip_from_x) {
+    w.skip = static_cast<const T*>(a.x) + w.row_at;
+    w.skip_step = w.row_step;
+    w.skip_scale = static_cast<S>(a.scale_x);
+  } else if (a.dims.blocks == 4) {
+    w.skip = w.u + 3 * w.gate;
+    w.skip_step = w.u_step;
+  }
+  if (a.pad != nullptr) {
+    w.pad = a.pad + row;
+    w.pad_step = time_step * batch;
+  }
+
+  w.param_at = dir * 2 * a.dims.hidden + channel;
+  const T* v = static_cast<const T*>(a.weight_c) + w.param_at;
+  const T* bias = static_cast<const T*>(a.bias) + w.param_at;
+  w.parameters = {widen(v[0]), widen(v[a.dims.hidden]), widen(bias[0]), widen(bias[a.dims.hidden])};
+  if (a.mask_c != nullptr) {
+    w.mask = widen(static_cast<const T*>(a.mask_c)[w.state_at]);
+    if (a.mask_site == MaskSite::kOutput) w.mask_skip = w.mask;
+  }
+  return w;
+}
+
+/// What a step reads, as it lies in memory.
+template <class T>
+struct Loaded {
+  T u0, u1, u2, skip;
+  bool padded;
+};
+
+template <class T>
+__device__ __forceinline__ bool is_padded(const Walk<T>& w, std::int64_t k) {
+  return static_cast<std::uint64_t>(k - w.valid_begin) >= w.valid_count ||
+         (w.pad != nullptr && __ldg(w.pad + k * w.pad_step) != 0);
+}
+
+template <class T>
+__device__ __forceinline__ Loaded<T> load(const Walk<T>& w, std::int64_t k) {
+  Loaded<T> l;
+  const T* u = w.u + k * w.u_step;
+  l.u0 = __ldg(u);
+  l.u1 = __ldg(u + w.gate);
+  l.u2 = __ldg(u + 2 * w.gate);
+  l.skip = w.skip == nullptr ? T{} : __ldg(w.skip + k * w.skip_step);
+  l.padded = is_padded(w, k);
+  return l;
+}
+
+template <class T>
+__device__ __forceinline__ sru_cell::Inputs<value_t<T>> inputs(const Walk<T>& w,
+                                                               const Loaded<T>& l) {
+  sru_cell::Inputs<value_t<T>> in;
+  in.u0 = widen(l.u0);
+  in.u1 = widen(l.u1);
+  in.u2 = widen(l.u2);
+  in.skip = w.skip_scale * widen(l.skip);
+  in.mask = w.mask;
+  in.mask_skip = w.mask_skip;
+  return in;
+}
+
+// What a scan in chunks keeps between its kernels, in ScanArgs::scratch: two values of state type
+// per chunk and walk, [chunk][2][walk]. Of chunk 0 the state before and after it, of the others but
+// the last a and b.
+
+template <class T>
+__device__ __forceinline__ state_t<T>* fold_of(const ScanArgs& a, std::int64_t chunk) {
+  return static_cast<state_t<T>*>(a.scratch) + chunk * 2 * walks(a);
+}
+
+/// The state before walk i's chunk, from what the first kernel left.
+template <class T>
+__device__ __forceinline__ state_t<T> joined(const ScanArgs& a, std::int64_t i,
+                                             std::int64_t chunk) {
+  using S = state_t<T>;
+  const std::int64_t plane = walks(a);
+  const S* fold = fold_of<T>(a, 0) + i;
+  if (chunk == 0) return fold[0];
+  S state = fold[plane];
+#pragma unroll 8
+  for (std::int64_t j = 1; j < chunk; ++j) {
+    state = fold[2 * j * plane] * state + fold[(2 * j + 1) * plane];
+  }
+  return state;
+}
+
+/// What a backward step reads besides `Loaded`, several steps ahead.
+template <class T>
+struct Gradients {
+  using S = state_t<T>;
+  const T* dy;
+  std::int64_t dy_step;
+  S dh_last;
+  const S* c;  // of the walk's first step
+  std::int64_t c_step;
+  const S* before;     // the state before the walk's last step, if it is not the next one in c
+  std::int64_t first;  // that step
+};
+
+template <class T>
+__device__ __forceinline__ Gradients<T> make_gradients(const BackwardScan& a, const Walk<T>& w,
+                                                       const Span& span) {
+  using S = state_t<T>;
+  Gradients<T> g;
+  g.dy = a.dy == nullptr ? nullptr : static_cast<const T*>(a.dy) + w.row_at;
+  g.dy_step = w.row_step;
+  // In a walk from the last step to the first, the last valid step is the first that counts.
+  g.dh_last = a.dh_last == nullptr ? S(0) : widen(static_cast<const T*>(a.dh_last)[w.state_at]);
+  g.c = static_cast<const S*>(a.c.data) + w.c_at;
+  g.c_step = w.c_step;
+  // What came before the sequence's first step is c0, else one step further on the walk.
+  g.before = static_cast<const S*>(a.c0) + w.state_at;
+  g.first = span.begin == 0 ? w.count - 1 : -1;
+  return g;
+}
+
+template <class T>
+struct LoadedGradients {
+  T dy;
+  state_t<T> c_prev;
+};
+
+template <class T>
+__device__ __forceinline__ LoadedGradients<T> load(const Gradients<T>& g, std::int64_t k) {
+  LoadedGradients<T> l;
+  l.dy = g.dy == nullptr ? T{} : __ldg(g.dy + k * g.dy_step);
+  l.c_prev = __ldg(k == g.first ? g.before : g.c + (k + 1) * g.c_step);
+  return l;
+}
+
+/// Where a backward scan in chunks keeps the sums for dmask, (chunks, parts·B, dirs·H).
+template <class T>
+__device__ __forceinline__ state_t<T>* mask_sums(const ScanArgs& a, const Chunks& chunks) {
+  return fold_of<T>(a, chunks.count);
+}
+
+}  // namespace penstock::cuda::sru_scans
