@@ -76,6 +76,14 @@ PENSTOCK_HOST_DEVICE Affine<V> forward_step(const Inputs<V>& in, const Parameter
   return {f, (V(1) - f) * in.u0};
 }
 
+/// `forward`'s c, as b, and its derivative by c_prev, as a.
+template <class V>
+PENSTOCK_HOST_DEVICE Affine<V> forward_tangent(const Inputs<V>& in, const Parameters<V>& p,
+                                               V c_prev) {
+  const V f = sigmoid(in.u1 + p.b_f + p.v_f * c_prev);
+  return {f + (c_prev - in.u0) * f * (V(1) - f) * p.v_f, f * c_prev + (V(1) - f) * in.u0};
+}
+
 template <class V>
 struct Backward {
   V du0, du1, du2;  // du1 and du2 are also the gradients of b_f and b_r; times c_prev, of v_f, v_r

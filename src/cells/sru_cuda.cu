@@ -1,7 +1,7 @@
 // The SRU on CUDA: one thread takes one channel of one sequence through time, or through a chunk of
 // it where channels are few.
 //
-// In chunks (v = 0 forward, and any backward scan, which is linear in the state's gradient): a
+// In chunks, where a scan is linear in its state (forward with v = 0, and any backward scan): a
 // first kernel folds each chunk's steps into one, state' = a * state + b; in the second one each
 // thread finds the state before its chunk from those of the chunks before, in their order, and
 // takes its steps as if alone. Sums over time are kept chunk by chunk and added up in the chunks'
@@ -78,14 +78,72 @@ __global__ void __launch_bounds__(kThreads) sru_forward_fold_kernel(ForwardScan 
   fold[walks(a)] = total_b;
 }
 
+// A turn of Newton's method for the states before the chunks of a forward scan with v != 0.
+// Each chunk's steps are taken from the state that the turn before found, along with the derivative
+// of the last state by the first, a; the chunk as a function of its first state is then nearly
+// a * state + b, which is joined as a linear scan's folds are. As f < 1, states forget how they
+// began, and a few turns do; whether they did the scan's kernels see at each joint (check_joint).
+// Work split, traffic, limits, launch: as the first kernel of a linear scan; a and b go to
+// fold_of(to) on, and the first turn, which has nothing before it, begins with zeros.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sru_forward_shoot_kernel(ForwardScan a, Chunks chunks, bool first, std::int64_t to) {
+  using S = state_t<T>;
+  using V = value_t<T>;
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= walks(a)) return;
+  const std::int64_t chunk = blockIdx.y;
+  if (first && i == 0 && chunk == 0) *chunks.failed = 0;
+  const Walk<T> w = make_walk<T>(a, i, span_of(a, chunks, chunk, false), /*backward=*/false);
+  const S c0 = static_cast<const S*>(a.c_state)[w.state_at];
+  S start = c0;
+  if (chunk > 0) start = first ? S(0) : joined<T>(a, chunks, i, chunk);
+  S c = start, total_a = S(1), largest = c < S(0) ? -c : c;
+
+  T u0[kFoldAhead] = {}, u1[kFoldAhead] = {};
+  bool padded[kFoldAhead] = {};
+  const auto fetch = [&](std::int64_t k, int j) {
+    const T* u = w.u + k * w.u_step;
+    u0[j] = __ldg(u);
+    u1[j] = __ldg(u + w.gate);
+    padded[j] = is_padded(w, k);
+  };
+#pragma unroll
+  for (int j = 0; j < kFoldAhead; ++j) {
+    if (j < w.count) fetch(j, j);
+  }
+  for (std::int64_t k0 = 0; k0 < w.count; k0 += kFoldAhead) {
+#pragma unroll
+    for (int j = 0; j < kFoldAhead; ++j) {
+      const std::int64_t k = k0 + j;
+      if (k >= w.count) break;
+      sru_cell::Inputs<V> in = {};
+      in.u0 = widen(u0[j]);
+      in.u1 = widen(u1[j]);
+      const bool skipped = padded[j];
+      if (k + kFoldAhead < w.count) fetch(k + kFoldAhead, j);
+      if (!skipped) {
+        const auto step = sru_cell::forward_tangent<V>(in, w.parameters, c);
+        total_a *= step.a;
+        c = step.b;
+        largest = largest < c ? c : largest < -c ? -c : largest;
+      }
+    }
+  }
+  S* fold = fold_of<T>(a, to + chunk) + i;
+  fold[0] = chunk == 0 ? c0 : total_a;
+  fold[walks(a)] = chunk == 0 ? c : c - total_a * start;
+  largest_states<T>(a, chunks)[chunk * walks(a) + i] = largest;
+}
+
 // The recurrence over a range of steps, given u.
 // Work split: a thread per (part, batch row, direction, channel) and chunk of the steps
-// (blockIdx.y; one chunk of all steps unless v = 0, and always one with h_last, whose rows are
-// independent); no thread reads what another one writes. Traffic per step and channel, in elements:
-// u0 u1 u2 x' in, y out (or the last valid output alone), and c out (state type) when training. The
-// next kStepsAhead steps' inputs are already in registers or on their way when a step is computed.
-// Limits: 64-bit offsets; 2^31 - 1 blocks. Invariants: inputs do not overlap outputs; a padded
-// step's u may be NaN and is not used. Launch: kThreads, no shared memory.
+// (blockIdx.y; always one chunk with h_last, whose rows are independent); no thread reads what
+// another one writes. Traffic per step and channel, in elements: u0 u1 u2 x' in, y out (or the last
+// valid output alone), and c out (state type) when training. The next kStepsAhead steps' inputs are
+// already in registers or on their way when a step is computed. Limits: 64-bit offsets; 2^31 - 1
+// blocks. Invariants: inputs do not overlap outputs; a padded step's u may be NaN and is not used.
+// Launch: kThreads, no shared memory.
 template <class T, Activation A>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     sru_forward_kernel(ForwardScan a, Chunks chunks) {
@@ -93,14 +151,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   using V = value_t<T>;
   constexpr int kAhead = kStepsAhead<T>;
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= walks(a)) return;
+  if (i >= walks(a) || needless(chunks)) return;
   const std::int64_t chunk = blockIdx.y;
   const Walk<T> w = make_walk<T>(a, i, span_of(a, chunks, chunk, false), /*backward=*/false);
   T* y = a.y == nullptr ? nullptr : static_cast<T*>(a.y) + w.row_at;
   T* h_last = a.h_last == nullptr ? nullptr : static_cast<T*>(a.h_last) + w.state_at;
   S* c_out = a.c.data == nullptr ? nullptr : static_cast<S*>(a.c.data) + w.c_at;
   S* state = static_cast<S*>(a.c_state) + w.state_at;
-  S c = chunks.count == 1 ? *state : joined<T>(a, i, chunk);
+  S c = state_before<T>(a, chunks, i, chunk, state);
   S last = h_last == nullptr ? S(0) : widen(*h_last);
 
   Loaded<T> ahead[kAhead] = {};
@@ -126,6 +184,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       if (c_out != nullptr) c_out[k * w.c_step] = c;
     }
   }
+  check_joint<T>(a, chunks, i, chunk, c);
   if (chunk == chunks.count - 1) *state = c;
   if (h_last != nullptr) *h_last = narrow<T>(last);
 }
@@ -213,7 +272,7 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a, 
   }
   const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
   S* state = static_cast<S*>(a.dc_state) + w.state_at;
-  S dc = chunks.count == 1 ? *state : joined<T>(a, i, chunk);
+  S dc = state_before<T>(a, chunks, i, chunk, state);
   S dv_f = S(0), dv_r = S(0), db_f = S(0), db_r = S(0), dmask = S(0);
 
   Loaded<T> ahead[kAhead] = {};
@@ -459,16 +518,8 @@ LaunchShape thread_per_walk(const ScanArgs& a, std::int64_t chunks) {
   return shape;
 }
 
-void forward(const Context& ctx, const ForwardScan& a) {
-  if (walks(a) == 0) return;
-  const DeviceGuard guard(ctx);
-  const Chunks chunks = chunks_of(ctx, a.dims, /*backward=*/false, /*report=*/true);
-  with_type(a.dims.compute, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    if (chunks.count == 1) return;
-    launch(ctx, "sru_forward_fold", sru_forward_fold_kernel<T>,
-           thread_per_walk(a, chunks.count - 1), a, chunks);
-  });
+/// The scan itself, in chunks or not.
+void take_steps(const Context& ctx, const ForwardScan& a, const Chunks& chunks) {
   for_type_and_activation(a, [&](auto tag, auto activation) {
     using T = typename decltype(tag)::type;
     constexpr Activation kActivation = decltype(activation)::value;
@@ -483,6 +534,44 @@ void forward(const Context& ctx, const ForwardScan& a) {
     launch(ctx, "sru_forward", sru_forward_kernel<T, kActivation>, thread_per_walk(a, chunks.count),
            a, chunks);
   });
+}
+
+/// A forward scan in chunks with v != 0: turns of Newton's method, the steps, and the steps again
+/// without chunks if a joint was wrong.
+void forward_by_newton(const Context& ctx, const ForwardScan& a, Chunks chunks) {
+  chunks.failed = reinterpret_cast<unsigned*>(
+      static_cast<char*>(a.scratch) +
+      static_cast<std::size_t>(5 * chunks.count * walks(a)) * size_of(a.dims.state));
+  with_type(a.dims.compute, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int turn = 0; turn < kSruNewtonTurns; ++turn) {
+      // Folds are read from one half and written to the other.
+      const std::int64_t to = turn % 2 * chunks.count;
+      launch(ctx, "sru_forward_shoot", sru_forward_shoot_kernel<T>,
+             thread_per_walk(a, chunks.count - 1), a, chunks, turn == 0, to);
+      chunks.folds = to;
+    }
+  });
+  take_steps(ctx, a, chunks);
+  chunks.steps = a.dims.steps;
+  chunks.count = 1;
+  chunks.fallback = true;
+  take_steps(ctx, a, chunks);
+}
+
+void forward(const Context& ctx, const ForwardScan& a) {
+  if (walks(a) == 0) return;
+  const DeviceGuard guard(ctx);
+  const Chunks chunks = chunks_of(ctx, a.dims, /*backward=*/false, /*report=*/true);
+  if (chunks.count > 1 && !a.dims.linear) return forward_by_newton(ctx, a, chunks);
+  if (chunks.count > 1) {
+    with_type(a.dims.compute, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      launch(ctx, "sru_forward_fold", sru_forward_fold_kernel<T>,
+             thread_per_walk(a, chunks.count - 1), a, chunks);
+    });
+  }
+  take_steps(ctx, a, chunks);
 }
 
 void backward(const Context& ctx, const BackwardScan& a) {
@@ -519,9 +608,12 @@ void backward(const Context& ctx, const BackwardScan& a) {
 std::size_t scratch_bytes(const Context& ctx, const Dims& d, bool backward) {
   const std::int64_t chunks = chunks_of(ctx, d, backward).count;
   if (chunks == 1) return 0;
-  // Backward, with those for dmask.
-  const std::int64_t values = (backward ? 3 : 2) * chunks;
-  return static_cast<std::size_t>(values * d.states() * d.width()) * size_of(d.state);
+  // Backward, with those for dmask; by Newton's method, with a second half, the largest states and
+  // a word.
+  const bool newton = !backward && !d.linear;
+  const std::int64_t values = (newton ? 5 : backward ? 3 : 2) * chunks;
+  return static_cast<std::size_t>(values * d.states() * d.width()) * size_of(d.state) +
+         (newton ? sizeof(unsigned) : 0);
 }
 
 std::size_t param_partial_bytes(const Context& ctx, const Dims& d) {

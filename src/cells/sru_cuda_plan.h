@@ -14,7 +14,8 @@ namespace penstock::cuda {
 
 struct SruScanProblem {
   bool backward = false;
-  bool linear = false;       // forward with v = 0; a backward scan always is
+  bool linear = false;       // forward with v = 0; a backward scan always is. Others take Newton's
+                             // method to be cut
   bool independent = false;  // a sequence's result must not depend on how many there are
   std::int64_t steps = 0;    // of a part
   std::int64_t walks = 0;    // channels of all sequences, parts and directions
@@ -44,6 +45,8 @@ inline int sru_ring_steps(std::int64_t blocks, std::int64_t step_bytes, std::int
   return 2;
 }
 
+/// Turns of Newton's method for the states before chunks, where a scan is not linear.
+constexpr int kSruNewtonTurns = 3;
 constexpr std::int64_t kSruMostChunks = 256;
 constexpr std::int64_t kSruLeastChunkSteps = 16;
 
@@ -71,16 +74,19 @@ inline double sru_scan_nanoseconds(const SruScanProblem& p, const SruScanPlan& p
   const double plane = static_cast<double>(p.steps) * walks * p.value_bytes;
   const double once = (p.backward ? 10.0 : 6.0) * plane / rate;
   if (plan.chunks == 1) return step * chunk_steps + once;
-  const double fold = (p.backward ? 6.0 : 2.0) * plane / rate;
-  const double joins = chunks * chunks * walks * 4.0 / rate;  // out of a cache
-  return (step + fold_step) * chunk_steps + once + fold + joins + kLaunch;
+  const double fold = (p.backward ? 6.0 : 2.0) * plane / rate + fold_step * chunk_steps + kLaunch;
+  const double join = chunks * chunks * walks * 4.0 / rate;  // out of a cache
+  const bool newton = !p.backward && !p.linear;
+  const double turns = newton ? kSruNewtonTurns : 1.0;
+  // By Newton's method there is one more launch, which has nothing to do but by exception.
+  return step * chunk_steps + once + turns * (fold + join) + (newton ? kLaunch : 0.0);
 }
 
 /// `forced` > 0: that many chunks, where chunks are possible at all.
 inline SruScanPlan sru_scan_plan(const SruScanProblem& p, std::int64_t forced = 0) {
   SruScanPlan best = sru_scan_cut(p, 1);
   best.nanoseconds = sru_scan_nanoseconds(p, best);
-  if (p.independent || !(p.backward || p.linear)) return best;
+  if (p.independent) return best;
   if (forced > 0) {
     best = sru_scan_cut(p, std::min(forced, kSruMostChunks));
     best.nanoseconds = sru_scan_nanoseconds(p, best);

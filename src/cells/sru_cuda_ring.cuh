@@ -353,6 +353,7 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
   constexpr int kWidth = kRingWidth<T>;
   PENSTOCK_SHARED_MEMORY(RingHeader, header);
   const std::int64_t chunk = blockIdx.y;
+  if (needless(chunks)) return;
   const RingLane<T> lane = make_ring_lane<T>(a, span_of(a, chunks, chunk, false), false);
   const Walk<T>& w = lane.walk;
   Ring ring(header, shape, w.count);
@@ -367,7 +368,7 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
   RingValues<T, kWidth> last = {};
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
-    c.v[j] = chunks.count == 1 ? state[j] : joined<T>(a, lane.i + j, chunk);
+    c.v[j] = state_before<T>(a, chunks, lane.i + j, chunk, state + j);
     if (h_last != nullptr) last.v[j] = h_last[j];
   }
 
@@ -408,6 +409,7 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
   if (!lane.active) return;
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
+    check_joint<T>(a, chunks, lane.i + j, chunk, c.v[j]);
     if (chunk == chunks.count - 1) state[j] = c.v[j];
     if (h_last != nullptr) h_last[j] = last.v[j];
   }
@@ -454,7 +456,7 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
       dmask[kWidth];
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
-    dc[j] = chunks.count == 1 ? state[j] : joined<T>(a, lane.i + j, chunk);
+    dc[j] = state_before<T>(a, chunks, lane.i + j, chunk, state + j);
     dh_last[j] =
         a.dh_last == nullptr ? S(0) : widen(static_cast<const T*>(a.dh_last)[w.state_at + j]);
     dv_f[j] = dv_r[j] = db_f[j] = db_r[j] = dmask[j] = S(0);

@@ -62,6 +62,10 @@ using value_t = std::conditional_t<sizeof(T) == 8, double, Fast>;
 struct Chunks {
   std::int64_t steps = 0;
   std::int64_t count = 1;
+  std::int64_t folds = 0;      // where the folds to join begin: fold_of's number of the first
+  unsigned* failed = nullptr;  // set where the states before chunks turn out to be wrong; or null:
+                               // they cannot be
+  bool fallback = false;       // all steps from the start, but only if `failed` is set
 };
 
 /// A part of a scan's steps, in processing order.
@@ -218,20 +222,21 @@ __device__ __forceinline__ sru_cell::Inputs<value_t<T>> inputs(const Walk<T>& w,
 
 // What a scan in chunks keeps between its kernels, in ScanArgs::scratch: two values of state type
 // per chunk and walk, [chunk][2][walk]. Of chunk 0 the state before and after it, of the others but
-// the last a and b.
+// the last a and b. By Newton's method, twice that, then each chunk's largest state, then the word
+// that Chunks::failed points to.
 
 template <class T>
 __device__ __forceinline__ state_t<T>* fold_of(const ScanArgs& a, std::int64_t chunk) {
   return static_cast<state_t<T>*>(a.scratch) + chunk * 2 * walks(a);
 }
 
-/// The state before walk i's chunk, from what the first kernel left.
+/// The state before walk i's chunk, from folds.
 template <class T>
-__device__ __forceinline__ state_t<T> joined(const ScanArgs& a, std::int64_t i,
-                                             std::int64_t chunk) {
+__device__ __forceinline__ state_t<T> joined(const ScanArgs& a, const Chunks& chunks,
+                                             std::int64_t i, std::int64_t chunk) {
   using S = state_t<T>;
   const std::int64_t plane = walks(a);
-  const S* fold = fold_of<T>(a, 0) + i;
+  const S* fold = fold_of<T>(a, chunks.folds) + i;
   if (chunk == 0) return fold[0];
   S state = fold[plane];
 #pragma unroll 8
@@ -239,6 +244,38 @@ __device__ __forceinline__ state_t<T> joined(const ScanArgs& a, std::int64_t i,
     state = fold[2 * j * plane] * state + fold[(2 * j + 1) * plane];
   }
   return state;
+}
+
+/// The state that walk i's chunk begins with; `state` is where the scan's own is.
+template <class T>
+__device__ __forceinline__ state_t<T> state_before(const ScanArgs& a, const Chunks& chunks,
+                                                   std::int64_t i, std::int64_t chunk,
+                                                   const state_t<T>* state) {
+  if (chunks.count > 1) return joined<T>(a, chunks, i, chunk);
+  return chunks.fallback ? fold_of<T>(a, chunks.folds)[i] : *state;
+}
+
+/// Whether there is nothing to do.
+__device__ __forceinline__ bool needless(const Chunks& chunks) {
+  return chunks.fallback && *chunks.failed == 0;
+}
+
+template <class T>
+__device__ __forceinline__ state_t<T>* largest_states(const ScanArgs& a, const Chunks& chunks) {
+  return fold_of<T>(a, 2 * chunks.count);
+}
+
+/// After walk i's chunk, whose last state is c: is that what the next chunk began with?
+template <class T>
+__device__ __forceinline__ void check_joint(const ScanArgs& a, const Chunks& chunks, std::int64_t i,
+                                            std::int64_t chunk, state_t<T> c) {
+  using S = state_t<T>;
+  if (chunks.failed == nullptr || chunk + 1 >= chunks.count) return;
+  constexpr S kTolerance = sizeof(S) == 8 ? S(1e-14) : S(4e-6);
+  const S difference = c - joined<T>(a, chunks, i, chunk + 1);
+  const S most = kTolerance * largest_states<T>(a, chunks)[chunk * walks(a) + i];
+  // Also where it is NaN.
+  if (!(difference <= most && -difference <= most)) atomicOr(chunks.failed, 1u);
 }
 
 /// What a backward step reads besides `Loaded`, several steps ahead.

@@ -102,9 +102,7 @@ TEST(SruPlan, CutsWhereChannelsAreFew) {
   EXPECT_EQ(sru_scan_plan(problem(true, true, 8, 512)).chunks, 1);
 }
 
-TEST(SruPlan, NeverCutsWhatIsNotLinearOrMustNotDependOnTheBatch) {
-  EXPECT_EQ(sru_scan_plan(problem(false, false, 32768, 512)).chunks, 1);
-  EXPECT_EQ(sru_scan_plan(problem(false, false, 32768, 512), 8).chunks, 1);
+TEST(SruPlan, NeverCutsWhatMustNotDependOnTheBatch) {
   SruScanProblem p = problem(true, true, 32768, 512);
   p.independent = true;
   EXPECT_EQ(sru_scan_plan(p).chunks, 1);
@@ -270,6 +268,61 @@ TEST_P(SruScans, InChunksHaveTheSameBitsOnEveryRun) {
     const SruResults first = compute(ctx(), s, v, DataType::kFloat32);
     for (int i = 0; i < 3; ++i) {
       EXPECT_TRUE(same_bits(compute(ctx(), s, v, DataType::kFloat32), first));
+    }
+  }
+}
+
+// States that forget slowly, or not at all, are not found in a few turns.
+TEST_P(SruScans, FallBackWhereNewtonsMethodDoesNotSucceed) {
+  for (const double v : {0.0, 1.0, 6.0, 40.0}) {
+    for (const double b : {0.0, 8.0}) {
+      for (const std::int64_t hidden : {64, 10}) {
+        SruShape s;
+        s.steps = 160, s.hidden = hidden, s.batch = 2;
+        s.mask_pad = hidden == 10;
+        for (const DataType dtype : {DataType::kFloat64, DataType::kFloat32}) {
+          // There, errors of float32 grow from step to step.
+          if (dtype == DataType::kFloat32 && v > 1.0) continue;
+          SruValues values = random_values(s, dtype, 27);
+          for (double& x : values.weight_c) x *= v;
+          for (double& x : values.bias) x += b;
+          const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", "20");
+          const SruResults expected = reference(s, values);
+          const SruResults got = compute(ctx(), s, values, dtype);
+          for (const Result& r : kResults) {
+            EXPECT_LE(error(got.*r.values, expected.*r.values),
+                      r.factor * (dtype == DataType::kFloat64 ? 1e-11 : 2e-5))
+                << r.name << " v " << v << " b " << b << " H " << hidden << " " << name_of(dtype);
+          }
+        }
+      }
+    }
+  }
+}
+
+// The word that says so is the last of the workspace, which ends with a scan's scratch.
+TEST_P(SruScans, NewtonsMethodSucceedsWhereChunksForget) {
+  if (GetParam() == "cpu") GTEST_SKIP() << "of CUDA alone";
+  constexpr std::int64_t kChunks = 8;
+  const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", std::to_string(kChunks));
+  for (const DataType dtype : {DataType::kFloat32, DataType::kFloat64, DataType::kBFloat16}) {
+    for (const bool forgetful : {true, false}) {
+      SruShape s;
+      s.steps = forgetful ? 1024 : 32, s.hidden = 64;
+      SruValues v = random_values(s, dtype, 28);
+      // Gates near 1, and states that grow for as long as steps go on.
+      for (double& x : v.bias) x += forgetful ? 0.0 : 8.0;
+      for (double& x : v.weight_c) x *= forgetful ? 1.0 : 8.0;
+      SruCall call(ctx(), s, v, dtype);
+      sru_forward(ctx(), call.forward);
+      const std::size_t folds = 5 * kChunks * static_cast<std::size_t>(s.batch * s.hidden) *
+                                (dtype == DataType::kFloat64 ? 8 : 4);
+      const std::size_t scratch = (folds + 4 + 255) / 256 * 256;
+      const auto workspace = call.forward_workspace.raw();
+      ASSERT_GE(workspace.size(), scratch);
+      unsigned failed = 2;
+      std::memcpy(&failed, workspace.data() + workspace.size() - scratch + folds, sizeof failed);
+      EXPECT_EQ(failed, forgetful ? 0u : 1u) << name_of(dtype);
     }
   }
 }
