@@ -7,6 +7,7 @@
 #include "cpu/batch_invariance.h"
 #include "cpu/half.h"
 #include "cpu/isa.h"
+#include "cpu/threads.h"
 
 namespace penstock::cpu {
 namespace {
@@ -22,6 +23,10 @@ constexpr std::int64_t kGroupChannelsAmx = 128;
 // Rows of u per matrix product and group: with 64 channels and K = 3, 384 kB, which leaves room in
 // a second-level cache of 1 MB for the operands.
 constexpr std::int64_t kChunkRows = 512;
+// Fewer groups than this are fewer than many a machine's processors; then products and scans of
+// windows of so many chunks overlap, if there are several windows.
+constexpr std::int64_t kFewGroups = 8;
+constexpr std::int64_t kWindowChunks = 4;
 // Copying the weight costs as much as a few rows of the product.
 constexpr std::int64_t kPackRows = 64;
 
@@ -46,6 +51,13 @@ Plan plan(const Dims& d) {
   p.pack_weight = p.channels < d.hidden && (d.rows() >= kPackRows || independent);
   p.pack_operand = p.pack_weight || independent;
   p.dx_rows = kChunkRows;
+  const std::int64_t groups = d.dirs * ((d.hidden + p.channels - 1) / p.channels);
+  const std::int64_t chunks = (d.parts + p.chunk_parts - 1) / p.chunk_parts *
+                              ((d.steps + p.chunk_steps - 1) / p.chunk_steps);
+  if (groups < kFewGroups && chunks >= 2 * kWindowChunks) {
+    p.window = kWindowChunks;
+    p.overlap = thread_count() > groups;
+  }
   return p;
 }
 

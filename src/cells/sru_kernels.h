@@ -44,6 +44,11 @@ struct Plan {
   bool pack_weight = false;         // copy each group's rows of the weight next to each other
   bool pack_operand = false;  // bring them into the backend's form for products, if it has one
   std::int64_t dx_rows = 0;   // rows of dx per matrix product
+  // Where groups are few and their chunks many, the products of one window of this many chunks and
+  // the scans of another run at the same time; 0: each group takes product and scan in turn. The
+  // window, too, is a function of the dimensions, and results do not depend on `overlap`.
+  std::int64_t window = 0;
+  bool overlap = false;
 };
 
 /// Strided access to an array whose element (row, direction, channel) is

@@ -282,6 +282,21 @@ class Run {
     p.dir_stride = blocks * g.channels;
     return p;
   }
+  std::int64_t windows() const {
+    return (chunks() + plan_.window - 1) / std::max<std::int64_t>(1, plan_.window);
+  }
+  /// Chunks of a window, in processing order.
+  struct Window {
+    std::int64_t begin = 0, end = 0;
+    std::int64_t chunks() const { return end - begin; }
+  };
+  Window window(std::int64_t i) const {
+    Window w;
+    if (i < 0 || i >= windows()) return w;
+    w.begin = i * plan_.window;
+    w.end = std::min(w.begin + plan_.window, chunks());
+    return w;
+  }
   double product_work() const {
     return static_cast<double>(dims_.rows()) * static_cast<double>(dims_.input) *
            static_cast<double>(dims_.blocks * dims_.width());
@@ -327,7 +342,10 @@ class ForwardRun : public Run {
     }
     c_state_ = !work.part_outputs && dims_.state == dims_.dtype ? work.c_last.data
                                                                 : operands_.take(states_bytes());
-    if (!work.need_grad) u_chunk_ = operands_.take(u_bytes(chunk_rows()));
+    if (!work.need_grad) {
+      u_chunk_ =
+          operands_.take(u_bytes(chunk_rows()) * static_cast<std::size_t>(resident_chunks()));
+    }
     scratch_ = operands_.take(kernels_.scratch_bytes(ctx, dims_, /*backward=*/false));
   }
 
@@ -342,7 +360,11 @@ class ForwardRun : public Run {
       c_all_ = kept.c;
     }
     if (dims_.rows() > 0) {
-      for_each(ctx_, groups_, product_work(), [this](std::int64_t i) { run_group(i); });
+      if (plan_.overlap) {
+        run_overlapped();
+      } else {
+        for_each(ctx_, groups_, product_work(), [this](std::int64_t i) { run_group(i); });
+      }
     }
     if (work_.part_outputs) {
       operands_.deliver(h_last_, dims_.compute, work_.h_last);
@@ -356,42 +378,79 @@ class ForwardRun : public Run {
   void run_group(std::int64_t i) const {
     const Group g = group(i);
     pack(i, g, /*transposed=*/true);
-    const Rows w = rows(g);
     for (std::int64_t n = 0; n < chunks(); ++n) {
-      const Chunk c = chunk(n);
-      const std::int64_t row = first_row(g, c);
-      void* u = work_.need_grad
-                    ? advance(u_all_, g.offset * dims_.rows() + row * g.columns, compute_size())
-                    : advance(u_chunk_, g.offset * chunk_rows(), compute_size());
-      GemmArgs product = gemm_args();
-      product.trans_b = true;
-      product.m = rows_of(c);
-      product.n = w.rows;
-      product.k = dims_.input;
-      product.a = advance(x_, row * dims_.input, compute_size());
-      product.lda = std::max<std::int64_t>(1, dims_.input);
-      product.b = advance(weight(), w.begin * dims_.input, compute_size());
-      product.ldb = product.lda;
-      product.stride_b = w.stride * dims_.input;
-      product.c = u;
-      product.ldc = g.columns;
-      product.stride_c = g.channels;
-      product.batch = w.segments;
-      product.packed_b = operand(i);
-      ctx_.backend().gemm(ctx_, product);
-
-      ForwardScan scan;
-      fill(scan, g, c);
-      scan.u = plane(u, g, dims_.blocks);
-      scan.c_state = c_state_;
-      scan.y = y_;
-      scan.h_last = h_last_;
-      scan.scratch = scratch_;
-      if (work_.need_grad) {
-        scan.c = plane(advance(c_all_, g.offset / dims_.blocks * dims_.rows(), state_size()), g, 1);
-      }
-      kernels_.forward(ctx_, scan);
+      multiply(i, g, n);
+      scan(g, n);
     }
+  }
+
+  /// Each turn takes the products of one window and the scans of the window before it.
+  void run_overlapped() const {
+    for_each(ctx_, groups_, product_work(),
+             [this](std::int64_t i) { pack(i, group(i), /*transposed=*/true); });
+    for (std::int64_t turn = 0; turn <= windows(); ++turn) {
+      const Window scanned = window(turn - 1), multiplied = window(turn);
+      // A group's scans are one item, and the longest: they come first.
+      const std::int64_t scans = scanned.chunks() > 0 ? groups_ : 0;
+      for_each(ctx_, scans + groups_ * multiplied.chunks(),
+               product_work() / static_cast<double>(windows()), [&](std::int64_t item) {
+                 if (item < scans) {
+                   const Group g = group(item);
+                   for (std::int64_t n = scanned.begin; n < scanned.end; ++n) scan(g, n);
+                 } else {
+                   const std::int64_t i = (item - scans) % groups_;
+                   multiply(i, group(i), multiplied.begin + (item - scans) / groups_);
+                 }
+               });
+    }
+  }
+
+  /// Chunks whose u is in memory at a time, without gradients.
+  std::int64_t resident_chunks() const { return std::max<std::int64_t>(1, 2 * plan_.window); }
+  void* u_of(const Group& g, std::int64_t n) const {
+    if (work_.need_grad) {
+      return advance(u_all_, g.offset * dims_.rows() + first_row(g, chunk(n)) * g.columns,
+                     compute_size());
+    }
+    // Chunks in turn follow each other closely in a cache, where they do not overlap.
+    const std::int64_t slot = plan_.overlap ? n % resident_chunks() : 0;
+    return advance(u_chunk_, (slot * dims_.blocks * dims_.width() + g.offset) * chunk_rows(),
+                   compute_size());
+  }
+
+  void multiply(std::int64_t i, const Group& g, std::int64_t n) const {
+    const Rows w = rows(g);
+    const Chunk c = chunk(n);
+    GemmArgs product = gemm_args();
+    product.trans_b = true;
+    product.m = rows_of(c);
+    product.n = w.rows;
+    product.k = dims_.input;
+    product.a = advance(x_, first_row(g, c) * dims_.input, compute_size());
+    product.lda = std::max<std::int64_t>(1, dims_.input);
+    product.b = advance(weight(), w.begin * dims_.input, compute_size());
+    product.ldb = product.lda;
+    product.stride_b = w.stride * dims_.input;
+    product.c = u_of(g, n);
+    product.ldc = g.columns;
+    product.stride_c = g.channels;
+    product.batch = w.segments;
+    product.packed_b = operand(i);
+    ctx_.backend().gemm(ctx_, product);
+  }
+
+  void scan(const Group& g, std::int64_t n) const {
+    ForwardScan scan;
+    fill(scan, g, chunk(n));
+    scan.u = plane(u_of(g, n), g, dims_.blocks);
+    scan.c_state = c_state_;
+    scan.y = y_;
+    scan.h_last = h_last_;
+    scan.scratch = scratch_;
+    if (work_.need_grad) {
+      scan.c = plane(advance(c_all_, g.offset / dims_.blocks * dims_.rows(), state_size()), g, 1);
+    }
+    kernels_.forward(ctx_, scan);
   }
 
   const ForwardWork& work_;
@@ -448,7 +507,11 @@ class BackwardRun : public Run {
     u_ = kept.u;
     c_ = kept.c;
     if (dims_.rows() > 0) {
-      for_each(ctx_, groups_, product_work(), [this](std::int64_t i) { run_group(i); });
+      if (plan_.overlap) {
+        run_overlapped();
+      } else {
+        for_each(ctx_, groups_, product_work(), [this](std::int64_t i) { run_group(i); });
+      }
       const std::int64_t tile = plan_.dx_rows;
       for_each(ctx_, (dims_.rows() + tile - 1) / tile, product_work(), [&](std::int64_t i) {
         input_gradient(i * tile, std::min(tile, dims_.rows() - i * tile));
@@ -472,43 +535,79 @@ class BackwardRun : public Run {
   void run_group(std::int64_t i) const {
     const Group g = group(i);
     pack(i, g, /*transposed=*/false);
-    const Rows w = rows(g);
     for (std::int64_t n = chunks() - 1; n >= 0; --n) {
-      const Chunk c = chunk(n);
-      const std::int64_t row = first_row(g, c);
-      const std::int64_t u_at = g.offset * dims_.rows() + row * g.columns;
-      BackwardScan scan;
-      fill(scan, g, c);
-      scan.u = plane(advance(u_, u_at, compute_size()), g, dims_.blocks);
-      scan.c = plane(advance(c_, g.offset / dims_.blocks * dims_.rows(), state_size()), g, 1);
-      scan.c0 = c0_;
-      scan.dy = dy_;
-      scan.dh_last = dh_last_;
-      scan.dc_state = dc_state_;
-      scan.du = plane(advance(du_, u_at, compute_size()), g, dims_.blocks);
-      scan.dx_skip = dx_skip_;
-      scan.dparams = dparams_;
-      scan.dmask = dmask_;
-      scan.scratch = scratch_;
-      kernels_.backward(ctx_, scan);
-
-      GemmArgs product = gemm_args();
-      product.trans_a = true;
-      product.m = w.rows;
-      product.n = dims_.input;
-      product.k = rows_of(c);
-      product.a = scan.du.data;
-      product.lda = g.columns;
-      product.stride_a = g.channels;
-      product.b = advance(x_, row * dims_.input, compute_size());
-      product.ldb = std::max<std::int64_t>(1, dims_.input);
-      product.beta = n == chunks() - 1 ? 0.0 : 1.0;
-      product.c = advance(dweight_, w.begin * dims_.input, compute_size());
-      product.ldc = product.ldb;
-      product.stride_c = w.stride * dims_.input;
-      product.batch = w.segments;
-      ctx_.backend().gemm(ctx_, product);
+      scan(g, n);
+      multiply(g, n);
     }
+    finish(g);
+  }
+
+  /// Each turn takes the scans of one window and the products of the one scanned before it.
+  void run_overlapped() const {
+    for_each(ctx_, groups_, product_work(),
+             [this](std::int64_t i) { pack(i, group(i), /*transposed=*/false); });
+    for (std::int64_t turn = windows() - 1; turn >= -1; --turn) {
+      const Window scanned = window(turn), multiplied = window(turn + 1);
+      const std::int64_t scans = scanned.chunks() > 0 ? groups_ : 0;
+      const std::int64_t products = multiplied.chunks() > 0 ? groups_ : 0;
+      for_each(ctx_, scans + products, product_work() / static_cast<double>(windows()),
+               [&](std::int64_t item) {
+                 const Group g = group(item % groups_);
+                 const bool is_scan = item < scans;
+                 const Window& w = is_scan ? scanned : multiplied;
+                 for (std::int64_t n = w.end - 1; n >= w.begin; --n) {
+                   is_scan ? scan(g, n) : multiply(g, n);
+                 }
+               });
+    }
+    for_each(ctx_, groups_, 0.0, [this](std::int64_t i) { finish(group(i)); });
+  }
+
+  /// A chunk's first element of u or du.
+  std::int64_t u_at(const Group& g, const Chunk& c) const {
+    return g.offset * dims_.rows() + first_row(g, c) * g.columns;
+  }
+
+  void scan(const Group& g, std::int64_t n) const {
+    const Chunk c = chunk(n);
+    BackwardScan scan;
+    fill(scan, g, c);
+    scan.u = plane(advance(u_, u_at(g, c), compute_size()), g, dims_.blocks);
+    scan.c = plane(advance(c_, g.offset / dims_.blocks * dims_.rows(), state_size()), g, 1);
+    scan.c0 = c0_;
+    scan.dy = dy_;
+    scan.dh_last = dh_last_;
+    scan.dc_state = dc_state_;
+    scan.du = plane(advance(du_, u_at(g, c), compute_size()), g, dims_.blocks);
+    scan.dx_skip = dx_skip_;
+    scan.dparams = dparams_;
+    scan.dmask = dmask_;
+    scan.scratch = scratch_;
+    kernels_.backward(ctx_, scan);
+  }
+
+  void multiply(const Group& g, std::int64_t n) const {
+    const Rows w = rows(g);
+    const Chunk c = chunk(n);
+    GemmArgs product = gemm_args();
+    product.trans_a = true;
+    product.m = w.rows;
+    product.n = dims_.input;
+    product.k = rows_of(c);
+    product.a = advance(du_, u_at(g, c), compute_size());
+    product.lda = g.columns;
+    product.stride_a = g.channels;
+    product.b = advance(x_, first_row(g, c) * dims_.input, compute_size());
+    product.ldb = std::max<std::int64_t>(1, dims_.input);
+    product.beta = n == chunks() - 1 ? 0.0 : 1.0;
+    product.c = advance(dweight_, w.begin * dims_.input, compute_size());
+    product.ldc = product.ldb;
+    product.stride_c = w.stride * dims_.input;
+    product.batch = w.segments;
+    ctx_.backend().gemm(ctx_, product);
+  }
+
+  void finish(const Group& g) const {
     if (plan_.pack_weight) {
       ctx_.backend().convert(ctx_, packed_rows(dweight_, g), rows_of(work_.dweight, g));
     }

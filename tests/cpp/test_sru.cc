@@ -237,16 +237,29 @@ TEST_P(Sru, SameBitsOnEveryRun) {
   }
 }
 
+// So few channels and so many steps that products and scans run at the same time, from two threads
+// on.
+SruShape long_and_narrow(Direction direction) {
+  SruShape s;
+  s.steps = 4700, s.batch = 1, s.input = 40, s.hidden = 20;
+  s.direction = direction;
+  s.mask_pad = s.mask_c = true;
+  return s;
+}
+
 TEST(SruThreads, SameBitsForAnyNumber) {
   const int before = num_threads();
-  for (DataType dtype : {DataType::kFloat32, DataType::kFloat64, DataType::kBFloat16}) {
-    const SruValues v = random_values(large(), dtype, 2);
-    set_num_threads(1);
-    const SruResults one = compute(Context::cpu(), large(), v, dtype);
-    for (int n : {2, 3, 7}) {
-      set_num_threads(n);
-      EXPECT_TRUE(same_bits(compute(Context::cpu(), large(), v, dtype), one))
-          << n << " threads " << name_of(dtype);
+  for (const SruShape& s : {large(), long_and_narrow(Direction::kReverse),
+                            long_and_narrow(Direction::kBidirectional)}) {
+    for (DataType dtype : {DataType::kFloat32, DataType::kFloat64, DataType::kBFloat16}) {
+      const SruValues v = random_values(s, dtype, 2);
+      set_num_threads(1);
+      const SruResults one = compute(Context::cpu(), s, v, dtype);
+      for (int n : {2, 3, 7}) {
+        set_num_threads(n);
+        EXPECT_TRUE(same_bits(compute(Context::cpu(), s, v, dtype), one))
+            << n << " threads " << name_of(dtype) << " " << s.words();
+      }
     }
   }
   set_num_threads(before);
@@ -287,19 +300,24 @@ TEST_P(Sru, BackwardMayRunTwice) {
 }
 
 TEST_P(Sru, WithoutGradientKeepsNothing) {
-  SruShape s;
-  s.direction = Direction::kBidirectional;
-  const SruValues v = random_values(s, DataType::kFloat32, 6);
-  SruCall call(ctx(), s, v, DataType::kFloat32);
-  sru_forward(ctx(), call.forward);
-  const SruResults with = call.results();
-  call.forward.need_grad = false;
-  call.forward.reserve = TensorView();
-  EXPECT_EQ(sru_reserve_bytes(ctx(), call.forward), 0u);
-  const Array workspace = Array::bytes(sru_forward_workspace_bytes(ctx(), call.forward));
-  call.forward.workspace = workspace.view();
-  sru_forward(ctx(), call.forward);
-  EXPECT_TRUE(same_bits(call.results(), with));
+  SruShape both;
+  both.direction = Direction::kBidirectional;
+  const int before = num_threads();
+  set_num_threads(4);
+  for (const SruShape& s : {both, long_and_narrow(Direction::kReverse)}) {
+    const SruValues v = random_values(s, DataType::kFloat32, 6);
+    SruCall call(ctx(), s, v, DataType::kFloat32);
+    sru_forward(ctx(), call.forward);
+    const SruResults with = call.results();
+    call.forward.need_grad = false;
+    call.forward.reserve = TensorView();
+    EXPECT_EQ(sru_reserve_bytes(ctx(), call.forward), 0u);
+    const Array workspace = Array::bytes(sru_forward_workspace_bytes(ctx(), call.forward));
+    call.forward.workspace = workspace.view();
+    sru_forward(ctx(), call.forward);
+    EXPECT_TRUE(same_bits(call.results(), with)) << s.words();
+  }
+  set_num_threads(before);
 }
 
 TEST_P(Sru, InputsAreNotWritten) {
