@@ -372,36 +372,50 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
     if (h_last != nullptr) last.v[j] = h_last[j];
   }
 
-  for (std::int64_t stage = 0; stage < ring.stages(); ++stage) {
-    const std::int64_t k0 = stage * ring.stage_steps();
-    const int count = ring.steps_of(stage);
-    const unsigned padding = ring_padding(w, k0, count);
-    ring.wait(stage);
-    RingLoaded<T> next = ring_load_inputs(lane, places, ring.at(stage, 0));
-    for (int g = 0; g < count; ++g) {
-      const RingLoaded<T> now = next;
-      if (g + 1 < count) next = ring_load_inputs(lane, places, ring.at(stage, g + 1));
-      const bool padded = (padding >> g & 1u) != 0;
-      RingValues<T, kWidth> h = {};
-      if (!padded) {
+  const bool store_y = lane.active && y != nullptr;
+  const bool store_c = lane.active && c_out != nullptr;
+  std::int64_t y_at = 0, c_at = 0;
+  const auto take = [&](const RingLoaded<T>& now, bool padded) {
+    RingValues<T, kWidth> h = {};
+    if (!padded) {
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) {
-          const auto out =
-              sru_cell::forward<A, Fast>(ring_inputs(lane, now, j), lane.parameters[j], c.v[j]);
-          c.v[j] = out.c;
-          h.v[j] = narrow<T>(out.h);
-        }
-        last = h;
+      for (int j = 0; j < kWidth; ++j) {
+        const auto out =
+            sru_cell::forward<A, Fast>(ring_inputs(lane, now, j), lane.parameters[j], c.v[j]);
+        c.v[j] = out.c;
+        h.v[j] = narrow<T>(out.h);
       }
-      if (lane.active) {
-        if (y != nullptr) {
-          *reinterpret_cast<RingValues<T, kWidth>*>(y) = h;
-          y += w.row_step;
+      last = h;
+    }
+    if (store_y) *reinterpret_cast<RingValues<T, kWidth>*>(y + y_at) = h;
+    if (store_c) *reinterpret_cast<RingValues<S, kWidth>*>(c_out + c_at) = c;
+    y_at += w.row_step;
+    c_at += w.c_step;
+  };
+
+  for (std::int64_t stage = 0; stage < ring.stages(); ++stage) {
+    const int count = ring.steps_of(stage);
+    const unsigned padding = ring_padding(w, stage * ring.stage_steps(), count);
+    ring.wait(stage);
+    if (padding == 0 && count % 2 == 0) {
+      // Two steps without a branch, so that loads, stores and addresses find their place in the
+      // waits of the recurrence; the next two are loaded meanwhile.
+      RingLoaded<T> next[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) next[j] = ring_load_inputs(lane, places, ring.at(stage, j));
+      for (int g = 0; g < count; g += 2) {
+        const RingLoaded<T> now[2] = {next[0], next[1]};
+        const int ahead = g + 2 < count ? g + 2 : g;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          next[j] = ring_load_inputs(lane, places, ring.at(stage, ahead + j));
         }
-        if (c_out != nullptr) {
-          *reinterpret_cast<RingValues<S, kWidth>*>(c_out) = c;
-          c_out += w.c_step;
-        }
+        take(now[0], false);
+        take(now[1], false);
+      }
+    } else {
+      for (int g = 0; g < count; ++g) {
+        take(ring_load_inputs(lane, places, ring.at(stage, g)), (padding >> g & 1u) != 0);
       }
     }
     ring.release(stage);
