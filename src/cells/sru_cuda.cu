@@ -30,20 +30,10 @@ using namespace sru_scans;
 using sru::Dims;
 using sru::Plan;
 
-// First kernel of a forward scan in chunks (v = 0).
-// Work split: a thread per (walk, chunk but the last), chunk = blockIdx.y. Traffic per step and
-// channel, in elements: u0 u1 in. Limits, launch: as the scan itself.
-template <class T>
-__global__ void __launch_bounds__(kThreads) sru_forward_fold_kernel(ForwardScan a, Chunks chunks) {
-  using S = state_t<T>;
-  using V = value_t<T>;
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= walks(a)) return;
-  const std::int64_t chunk = blockIdx.y;
-  const Walk<T> w = make_walk<T>(a, i, span_of(a, chunks, chunk, false), /*backward=*/false);
-  const S c0 = static_cast<const S*>(a.c_state)[w.state_at];
-  S total_a = S(1), total_b = chunk == 0 ? c0 : S(0);
-
+/// A walk's steps as a forward scan's first pass reads them, u0 and u1, some ahead of the one at
+/// work: `visit(inputs)` for each that is not padding.
+template <class T, class Visit>
+__device__ __forceinline__ void fold_steps(const Walk<T>& w, Visit visit) {
   T u0[kFoldAhead] = {}, u1[kFoldAhead] = {};
   bool padded[kFoldAhead] = {};
   const auto fetch = [&](std::int64_t k, int j) {
@@ -61,18 +51,35 @@ __global__ void __launch_bounds__(kThreads) sru_forward_fold_kernel(ForwardScan 
     for (int j = 0; j < kFoldAhead; ++j) {
       const std::int64_t k = k0 + j;
       if (k >= w.count) break;
-      sru_cell::Inputs<V> in = {};
+      sru_cell::Inputs<value_t<T>> in = {};
       in.u0 = widen(u0[j]);
       in.u1 = widen(u1[j]);
       const bool skipped = padded[j];
       if (k + kFoldAhead < w.count) fetch(k + kFoldAhead, j);
-      if (!skipped) {
-        const auto step = sru_cell::forward_step<V>(in, w.parameters);
-        total_a *= step.a;
-        total_b = step.a * V(total_b) + step.b;
-      }
+      if (!skipped) visit(in);
     }
   }
+}
+
+// First kernel of a forward scan in chunks (v = 0).
+// Work split: a thread per (walk, chunk but the last), chunk = blockIdx.y. Traffic per step and
+// channel, in elements: u0 u1 in. Limits, launch: as the scan itself.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sru_forward_fold_kernel(ForwardScan a, Chunks chunks) {
+  using S = state_t<T>;
+  using V = value_t<T>;
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= walks(a)) return;
+  const std::int64_t chunk = blockIdx.y;
+  const Walk<T> w = make_walk<T>(a, i, span_of(a, chunks, chunk, false), /*backward=*/false);
+  const S c0 = static_cast<const S*>(a.c_state)[w.state_at];
+  S total_a = S(1), total_b = chunk == 0 ? c0 : S(0);
+
+  fold_steps(w, [&](const sru_cell::Inputs<V>& in) {
+    const auto step = sru_cell::forward_step<V>(in, w.parameters);
+    total_a *= step.a;
+    total_b = step.a * V(total_b) + step.b;
+  });
   S* fold = fold_of<T>(a, chunk) + i;
   fold[0] = chunk == 0 ? c0 : total_a;
   fold[walks(a)] = total_b;
@@ -100,36 +107,12 @@ __global__ void __launch_bounds__(kThreads)
   if (chunk > 0) start = first ? S(0) : joined<T>(a, chunks, i, chunk);
   S c = start, total_a = S(1), largest = c < S(0) ? -c : c;
 
-  T u0[kFoldAhead] = {}, u1[kFoldAhead] = {};
-  bool padded[kFoldAhead] = {};
-  const auto fetch = [&](std::int64_t k, int j) {
-    const T* u = w.u + k * w.u_step;
-    u0[j] = __ldg(u);
-    u1[j] = __ldg(u + w.gate);
-    padded[j] = is_padded(w, k);
-  };
-#pragma unroll
-  for (int j = 0; j < kFoldAhead; ++j) {
-    if (j < w.count) fetch(j, j);
-  }
-  for (std::int64_t k0 = 0; k0 < w.count; k0 += kFoldAhead) {
-#pragma unroll
-    for (int j = 0; j < kFoldAhead; ++j) {
-      const std::int64_t k = k0 + j;
-      if (k >= w.count) break;
-      sru_cell::Inputs<V> in = {};
-      in.u0 = widen(u0[j]);
-      in.u1 = widen(u1[j]);
-      const bool skipped = padded[j];
-      if (k + kFoldAhead < w.count) fetch(k + kFoldAhead, j);
-      if (!skipped) {
-        const auto step = sru_cell::forward_tangent<V>(in, w.parameters, c);
-        total_a *= step.a;
-        c = step.b;
-        largest = largest < c ? c : largest < -c ? -c : largest;
-      }
-    }
-  }
+  fold_steps(w, [&](const sru_cell::Inputs<V>& in) {
+    const auto step = sru_cell::forward_tangent<V>(in, w.parameters, c);
+    total_a *= step.a;
+    c = step.b;
+    largest = largest < c ? c : largest < -c ? -c : largest;
+  });
   S* fold = fold_of<T>(a, to + chunk) + i;
   fold[0] = chunk == 0 ? c0 : total_a;
   fold[walks(a)] = chunk == 0 ? c : c - total_a * start;
@@ -261,15 +244,7 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a, 
   const Walk<T> w = make_walk<T>(a, i, span, /*backward=*/true);
   const Gradients<T> g = make_gradients(a, w, span);
   T* du = static_cast<T*>(a.du.data) + w.u_at;
-  T* dskip = nullptr;
-  std::int64_t dskip_step = 0;
-  if (a.dx_skip != nullptr) {
-    dskip = static_cast<T*>(a.dx_skip) + w.row_at;
-    dskip_step = w.row_step;
-  } else if (a.dims.blocks == 4) {
-    dskip = du + 3 * w.gate;
-    dskip_step = w.u_step;
-  }
+  const SkipGradient<T> dskip = skip_gradient(a, w);
   const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
   S* state = static_cast<S*>(a.dc_state) + w.state_at;
   S dc = state_before<T>(a, chunks, i, chunk, state);
@@ -313,7 +288,9 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a, 
       at[0] = narrow<T>(out.du0);
       at[w.gate] = narrow<T>(out.du1);
       at[2 * w.gate] = narrow<T>(out.du2);
-      if (dskip != nullptr) dskip[k * dskip_step] = narrow<T>(V(w.skip_scale) * out.dskip);
+      if (dskip.first != nullptr) {
+        dskip.first[k * dskip.step] = narrow<T>(V(w.skip_scale) * out.dskip);
+      }
       c = c_prev;
     }
   }

@@ -455,15 +455,7 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
   if (!ring.start()) return;
 
   T* du = static_cast<T*>(a.du.data) + w.u_at;
-  T* dskip = nullptr;
-  std::int64_t dskip_step = 0;
-  if (a.dx_skip != nullptr) {
-    dskip = static_cast<T*>(a.dx_skip) + w.row_at;
-    dskip_step = w.row_step;
-  } else if (a.dims.blocks == 4) {
-    dskip = du + 3 * w.gate;
-    dskip_step = w.u_step;
-  }
+  SkipGradient<T> dskip = skip_gradient(a, w);
   const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
   S* state = static_cast<S*>(a.dc_state) + w.state_at;
   S dc[kWidth], dh_last[kWidth], dv_f[kWidth], dv_r[kWidth], db_f[kWidth], db_r[kWidth],
@@ -515,9 +507,9 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
         *reinterpret_cast<Values*>(du + w.gate) = du1;
         *reinterpret_cast<Values*>(du + 2 * w.gate) = du2;
         du += w.u_step;
-        if (dskip != nullptr) {
-          *reinterpret_cast<Values*>(dskip) = dx;
-          dskip += dskip_step;
+        if (dskip.first != nullptr) {
+          *reinterpret_cast<Values*>(dskip.first) = dx;
+          dskip.first += dskip.step;
         }
       }
     }

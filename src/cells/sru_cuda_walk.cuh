@@ -322,6 +322,20 @@ __device__ __forceinline__ LoadedGradients<T> load(const Gradients<T>& g, std::i
   return l;
 }
 
+/// Where the skip term's gradient goes, of the walk's first step; null where there is none.
+template <class T>
+struct SkipGradient {
+  T* first = nullptr;
+  std::int64_t step = 0;
+};
+
+template <class T>
+__device__ __forceinline__ SkipGradient<T> skip_gradient(const BackwardScan& a, const Walk<T>& w) {
+  if (a.dx_skip != nullptr) return {static_cast<T*>(a.dx_skip) + w.row_at, w.row_step};
+  if (a.dims.blocks == 4) return {static_cast<T*>(a.du.data) + w.u_at + 3 * w.gate, w.u_step};
+  return {};
+}
+
 /// Where a backward scan in chunks keeps the sums for dmask, (chunks, parts·B, dirs·H).
 template <class T>
 __device__ __forceinline__ state_t<T>* mask_sums(const ScanArgs& a, const Chunks& chunks) {

@@ -134,26 +134,6 @@ const char* cell_name(Cell cell) {
 }
 std::int64_t gates_of(Cell cell) { return cell == Cell::kRnn ? 1 : cell == Cell::kGru ? 3 : 4; }
 
-double relative_error(const Values& a, const Values& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0.0, scale = 0.0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double e = std::abs(a[i] - b[i]);
-    worst = std::isnan(e) ? INFINITY : std::max(worst, e);
-    scale = std::max(scale, std::abs(b[i]));
-  }
-  return scale > 0.0 ? worst / scale : worst;
-}
-
-double tolerance_of(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat64: return 1e-12;
-    case DataType::kFloat16: return 2e-3;
-    case DataType::kBFloat16: return 1.6e-2;
-    default: return 1e-5;
-  }
-}
-
 void round_values(DataType dtype, Values* v) {
   double element = 0.0;
   for (double& x : *v) {

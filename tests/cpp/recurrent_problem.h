@@ -18,10 +18,6 @@ enum class Cell { kRnn, kGru, kLstm };
 const char* cell_name(Cell);
 std::int64_t gates_of(Cell);
 
-/// max|a - b| / max|b|; where b is all zeros, max|a|. NaN counts as infinitely wrong.
-double relative_error(const Values& a, const Values& b);
-/// How far outputs may be off; gradients, ten times that.
-double tolerance_of(DataType dtype);
 /// Round values to what `dtype` holds.
 void round_values(DataType dtype, Values* v);
 

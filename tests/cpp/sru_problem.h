@@ -41,6 +41,24 @@ struct SruResults {
   Values y, c_last, dx, dweight, dweight_c, dbias, dc0, dmask_c, dx_skip;
 };
 
+/// A result by name, and how many times tolerance_of it may be off.
+struct SruResult {
+  const char* name;
+  const Values SruResults::* values;
+  double factor;
+};
+constexpr SruResult kSruResults[] = {
+    {"y", &SruResults::y, 1.0},
+    {"c_last", &SruResults::c_last, 1.0},
+    {"dx", &SruResults::dx, 10.0},
+    {"dweight", &SruResults::dweight, 10.0},
+    {"dweight_c", &SruResults::dweight_c, 10.0},
+    {"dbias", &SruResults::dbias, 10.0},
+    {"dc0", &SruResults::dc0, 10.0},
+    {"dmask_c", &SruResults::dmask_c, 10.0},
+    {"dx_skip", &SruResults::dx_skip, 10.0},
+};
+
 /// Random inputs, already rounded to `dtype`; x and x_skip are NaN at padded
 /// steps.
 SruValues random_values(const SruShape&, DataType dtype, std::uint64_t seed);

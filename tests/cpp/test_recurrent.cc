@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 
+#include "accuracy.h"
 #include "backends.h"
 #include "penstock/penstock.h"
 #include "recurrent_problem.h"

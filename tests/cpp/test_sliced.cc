@@ -9,6 +9,7 @@
 #include <functional>
 #include <numeric>
 
+#include "accuracy.h"
 #include "backends.h"
 #include "penstock/penstock.h"
 #include "recurrent_problem.h"

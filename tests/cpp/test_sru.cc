@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 
+#include "accuracy.h"
 #include "backends.h"
 #include "penstock/penstock.h"
 #include "sru_problem.h"
@@ -19,48 +20,10 @@ namespace {
 constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kFloat64, DataType::kFloat16,
                                DataType::kBFloat16};
 
-double tolerance(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat64: return 1e-12;
-    case DataType::kFloat16: return 2e-3;
-    case DataType::kBFloat16: return 1.6e-2;
-    default: return 1e-5;
-  }
-}
-
-/// max|a - b| / max|b|; where b is all zeros, max|a|. NaN counts as infinitely wrong.
-double error(const Values& a, const Values& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0.0, scale = 0.0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double e = std::abs(a[i] - b[i]);
-    worst = std::isnan(e) ? INFINITY : std::max(worst, e);
-    scale = std::max(scale, std::abs(b[i]));
-  }
-  return scale > 0.0 ? worst / scale : worst;
-}
-
-struct Named {
-  const char* name;
-  const Values SruResults::* values;
-  double factor;
-};
-constexpr Named kResults[] = {
-    {"y", &SruResults::y, 1.0},
-    {"c_last", &SruResults::c_last, 1.0},
-    {"dx", &SruResults::dx, 10.0},
-    {"dweight", &SruResults::dweight, 10.0},
-    {"dweight_c", &SruResults::dweight_c, 10.0},
-    {"dbias", &SruResults::dbias, 10.0},
-    {"dc0", &SruResults::dc0, 10.0},
-    {"dmask_c", &SruResults::dmask_c, 10.0},
-    {"dx_skip", &SruResults::dx_skip, 10.0},
-};
-
 void expect_close(const SruResults& got, const SruResults& expected, DataType dtype,
                   const std::string& words) {
-  for (const Named& r : kResults) {
-    EXPECT_LE(error(got.*r.values, expected.*r.values), r.factor * tolerance(dtype))
+  for (const SruResult& r : kSruResults) {
+    EXPECT_LE(relative_error(got.*r.values, expected.*r.values), r.factor * tolerance_of(dtype))
         << r.name << " " << name_of(dtype) << " " << words;
   }
 }
@@ -205,14 +168,14 @@ TEST(SruReference, GradientsAreFiniteDifferences) {
           numeric[i] = (up - loss()) / (2.0 * h);
           (*values)[i] = before;
         }
-        EXPECT_LE(error(*gradient, numeric), 1e-8) << s.words();
+        EXPECT_LE(relative_error(*gradient, numeric), 1e-8) << s.words();
       }
     }
   }
 }
 
 bool same_bits(const SruResults& a, const SruResults& b) {
-  for (const Named& r : kResults) {
+  for (const SruResult& r : kSruResults) {
     const Values &x = a.*r.values, &y = b.*r.values;
     if (x.size() != y.size()) return false;
     if (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0) return false;

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 
+#include "accuracy.h"
 #include "backends.h"
 #include "cells/sru_cuda_plan.h"
 #include "penstock/config.h"
@@ -34,46 +35,8 @@ class Setting {
   const char* name_;
 };
 
-struct Result {
-  const char* name;
-  const Values SruResults::* values;
-  double factor;
-};
-constexpr Result kResults[] = {
-    {"y", &SruResults::y, 1.0},
-    {"c_last", &SruResults::c_last, 1.0},
-    {"dx", &SruResults::dx, 10.0},
-    {"dweight", &SruResults::dweight, 10.0},
-    {"dbias", &SruResults::dbias, 10.0},
-    {"dweight_c", &SruResults::dweight_c, 10.0},
-    {"dc0", &SruResults::dc0, 10.0},
-    {"dmask_c", &SruResults::dmask_c, 10.0},
-    {"dx_skip", &SruResults::dx_skip, 10.0},
-};
-
-double tolerance(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat64: return 1e-12;
-    case DataType::kFloat16: return 2e-3;
-    case DataType::kBFloat16: return 1.6e-2;
-    default: return 1e-5;
-  }
-}
-
-/// max|a - b| / max|b|; where b is all zeros, max|a|. NaN counts as infinitely wrong.
-double error(const Values& a, const Values& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0.0, scale = 0.0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double e = std::abs(a[i] - b[i]);
-    worst = std::isnan(e) ? INFINITY : std::max(worst, e);
-    scale = std::max(scale, std::abs(b[i]));
-  }
-  return scale > 0.0 ? worst / scale : worst;
-}
-
 bool same_bits(const SruResults& a, const SruResults& b) {
-  for (const Result& r : kResults) {
+  for (const SruResult& r : kSruResults) {
     const Values &x = a.*r.values, &y = b.*r.values;
     if (x.size() != y.size()) return false;
     if (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0) return false;
@@ -186,8 +149,9 @@ TEST_P(SruScans, InChunksAgreeWithReference) {
       for (const char* chunks : {"2", "5", "37"}) {
         const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", chunks);
         const SruResults got = compute(ctx(), s, v, dtype);
-        for (const Result& r : kResults) {
-          EXPECT_LE(error(got.*r.values, expected.*r.values), r.factor * tolerance(dtype))
+        for (const SruResult& r : kSruResults) {
+          EXPECT_LE(relative_error(got.*r.values, expected.*r.values),
+                    r.factor * tolerance_of(dtype))
               << r.name << " " << name_of(dtype) << " " << chunks << " chunks " << s.words();
         }
       }
@@ -231,8 +195,9 @@ TEST_P(SruScans, ThroughRingsAgreeWithReference) {
             const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", chunks);
             const Setting way("PENSTOCK_CUDA_BULK_COPY", bulk);
             const SruResults got = compute(ctx(), s, v, dtype);
-            for (const Result& r : kResults) {
-              EXPECT_LE(error(got.*r.values, expected.*r.values), r.factor * tolerance(dtype))
+            for (const SruResult& r : kSruResults) {
+              EXPECT_LE(relative_error(got.*r.values, expected.*r.values),
+                        r.factor * tolerance_of(dtype))
                   << r.name << " " << name_of(dtype) << " " << steps << " steps, " << chunks
                   << " chunks, bulk " << bulk << " " << s.words();
             }
@@ -289,8 +254,8 @@ TEST_P(SruScans, FallBackWhereNewtonsMethodDoesNotSucceed) {
           const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", "20");
           const SruResults expected = reference(s, values);
           const SruResults got = compute(ctx(), s, values, dtype);
-          for (const Result& r : kResults) {
-            EXPECT_LE(error(got.*r.values, expected.*r.values),
+          for (const SruResult& r : kSruResults) {
+            EXPECT_LE(relative_error(got.*r.values, expected.*r.values),
                       r.factor * (dtype == DataType::kFloat64 ? 1e-11 : 2e-5))
                 << r.name << " v " << v << " b " << b << " H " << hidden << " " << name_of(dtype);
           }
@@ -340,8 +305,8 @@ TEST_P(SruScans, AreCutByThemselvesWhereChannelsAreFew) {
     EXPECT_LT(one.backward_workspace.view().nbytes(), cut.backward_workspace.view().nbytes());
   }
   const SruResults got = compute(ctx(), s, v, DataType::kFloat32), expected = reference(s, v);
-  for (const Result& r : kResults) {
-    EXPECT_LE(error(got.*r.values, expected.*r.values), r.factor * 1e-5) << r.name;
+  for (const SruResult& r : kSruResults) {
+    EXPECT_LE(relative_error(got.*r.values, expected.*r.values), r.factor * 1e-5) << r.name;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "accuracy.h"
 #include "backends.h"
 #include "penstock/penstock.h"
 #include "penstock/sliced.h"
@@ -27,18 +28,6 @@ double tolerance(DataType dtype) {
 }
 
 std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-/// max|a - b| / max|b|; where b is all zeros, max|a|. NaN counts as infinitely wrong.
-double error(const Values& a, const Values& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0.0, scale = 0.0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double e = std::abs(a[i] - b[i]);
-    worst = std::isnan(e) ? INFINITY : std::max(worst, e);
-    scale = std::max(scale, std::abs(b[i]));
-  }
-  return scale > 0.0 ? worst / scale : worst;
-}
 
 /// A network of two levels: `parts` parts below, one above.
 struct Problem {
@@ -227,15 +216,17 @@ void check(const std::string& backend, const Problem& p, DataType dtype) {
   const double limit = tolerance(dtype);
   for (int i = 0; i < 2; ++i) {
     const std::string level = "level " + std::to_string(i) + " " + words;
-    EXPECT_LE(error(arrays[i].out.get(), expected[i]->out), limit) << level;
-    EXPECT_LE(error(arrays[i].dweight.get(), expected[i]->dweight), 10 * limit) << level;
-    EXPECT_LE(error(arrays[i].dbias.get(), expected[i]->dbias), 10 * limit) << level;
+    EXPECT_LE(relative_error(arrays[i].out.get(), expected[i]->out), limit) << level;
+    EXPECT_LE(relative_error(arrays[i].dweight.get(), expected[i]->dweight), 10 * limit) << level;
+    EXPECT_LE(relative_error(arrays[i].dbias.get(), expected[i]->dbias), 10 * limit) << level;
     if (shapes[i]->weight_c) {
-      EXPECT_LE(error(arrays[i].dweight_c.get(), expected[i]->dweight_c), 10 * limit) << level;
+      EXPECT_LE(relative_error(arrays[i].dweight_c.get(), expected[i]->dweight_c), 10 * limit)
+          << level;
     }
   }
   const auto first = below.dx.begin() + p.front() * batch * input;
-  EXPECT_LE(error(dx.get(), Values(first, first + p.time * batch * input)), 10 * limit) << words;
+  EXPECT_LE(relative_error(dx.get(), Values(first, first + p.time * batch * input)), 10 * limit)
+      << words;
 
   // Nothing is kept, and nothing else changes.
   const Values kept = arrays[1].out.get();
