@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from penstock.training.batching import TokenExamples, stratified_folds, stratified_split
@@ -164,6 +165,20 @@ def words_at_random(
     table = rng.standard_normal((len(vocabulary), size), np.float32) * np.float32(scale)
     table[vocabulary.padding_index] = 0
     return Words(vocabulary, table, 0.0)
+
+
+def words_of(
+    corpus: Corpus, train: np.ndarray, settings: dict[str, Any], given: str, seed: int
+) -> Words:
+    """The words of a corpus as a run's settings have them.
+
+    `given`: what the option said, "random" or a file.
+    """
+    scale = settings["embedding_scale"]
+    if given != "random":
+        return words_with_vectors(corpus, Path(given), scale)
+    random = settings["embeddings"]
+    return words_at_random(corpus, train, random["size"], scale, random["min_count"], seed)
 
 
 def _share(texts: Sequence[list[str]], known: Collection[str]) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import tables
-from corpora import Corpus, Words, load_corpus, words_at_random, words_with_vectors
+from corpora import Corpus, Words, load_corpus, words_of
 from learning import Plan, evaluate, learn, time_steps
 from networks import build
 from penstock.training import ModelOptions
@@ -64,15 +64,6 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         "embeddings": embeddings_of(args.embeddings, RANDOM_SIZE, MIN_COUNT),
         "data": {"reviews": {args.table_file.name: file_digest(args.table_file)}},
     }
-
-
-def words_of(corpus: Corpus, train: Any, settings: dict[str, Any], given: str, seed: int) -> Words:
-    """The words of the reviews as the settings have them."""
-    scale = settings["embedding_scale"]
-    if given != "random":
-        return words_with_vectors(corpus, Path(given), scale)
-    random = settings["embeddings"]
-    return words_at_random(corpus, train, random["size"], scale, random["min_count"], seed)
 
 
 def options_of(

@@ -16,11 +16,9 @@ from typing import Any
 import tables
 from corpora import (
     SENTENCES,
-    Corpus,
     Words,
     load_corpus,
-    words_at_random,
-    words_with_vectors,
+    words_of,
 )
 from learning import Plan, evaluate, learn, time_steps
 from networks import build
@@ -75,15 +73,6 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
             for name in args.data or SENTENCES
         },
     }
-
-
-def words_of(corpus: Corpus, train: Any, settings: dict[str, Any], given: str, seed: int) -> Words:
-    """The words of a corpus as the settings have them."""
-    scale = settings["embedding_scale"]
-    if given != "random":
-        return words_with_vectors(corpus, Path(given), scale)
-    random = settings["embeddings"]
-    return words_at_random(corpus, train, random["size"], scale, random["min_count"], seed)
 
 
 def options_of(
