@@ -9,16 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import penstock
 from penstock.training.checkpoints import read_json
 from penstock.training.errors import RunError, UserError
-from penstock.training.runs import machine, versions
 from penstock.training.tables import file_digest
-from records import Store
+from records import Store, described
 from rich.console import Console
 from runner import Job, Work, run, use_threads
 
@@ -97,14 +94,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _machine() -> dict[str, Any]:
-    found = versions()
-    for package in ("torch",):
-        found[package] = metadata.version(package)
-    config = penstock.config()
-    return {**machine(), "isa": config["cpu_isa"], "blas": config["blas"], "versions": found}
-
-
 def _tiers(models: Mapping[str, dict[str, Any]], names: Iterable[str]) -> list[list[str]]:
     found: dict[int, list[str]] = {}
     for name in names:
@@ -164,7 +153,7 @@ def _train(experiment: Experiment, args: argparse.Namespace, console: Console) -
         name: {k: v for k, v in experiment.models[name].items() if k != "tier"} for name in names
     }
     jobs = (_tuning if args.tune else _jobs)(experiment, args, settings)
-    store = Store(args.out, settings, _machine())
+    store = Store(args.out, settings, described("torch"))
     try:
         run(
             jobs,
@@ -185,11 +174,11 @@ def _time(experiment: Experiment, args: argparse.Namespace, console: Console) ->
     settings["models"] = {
         name: {k: v for k, v in experiment.models[name].items() if k != "tier"} for name in names
     }
-    store = Store(args.out, settings, _machine())
+    store = Store(args.out, settings, described("torch"))
     try:
         with console.status("reading") as status:
             times = experiment.time(args, names, status.update)
-        store.set("timing", {"threads": threads, "machine": _machine(), "models": times})
+        store.set("timing", {"threads": threads, "machine": described("torch"), "models": times})
     finally:
         store.close()
 

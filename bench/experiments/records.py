@@ -7,16 +7,26 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import penstock
 from penstock.training.checkpoints import read_json, write_text_atomically
 from penstock.training.errors import UserError
+from penstock.training.runs import machine, versions
 
 #: What tells one record from another.
 KEY = ("data", "model", "seed", "fold")
 
 Key = tuple[Any, ...]
+
+
+def described(*packages: str) -> dict[str, Any]:
+    """The machine and the versions, those of `packages` too, that records come from."""
+    found = {**versions(), **{package: metadata.version(package) for package in packages}}
+    config = penstock.config()
+    return {**machine(), "isa": config["cpu_isa"], "blas": config["blas"], "versions": found}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:

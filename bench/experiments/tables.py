@@ -163,6 +163,50 @@ def _cost(results: Results) -> str:
     return f"{_markdown(head, rows)}\n\n{end}"
 
 
+#: Data, network and epochs of the runs that one table has, by name in the results.
+_LONG = {
+    "imdb, sliced-gru": ("IMDB", "sliced GRU", "2"),
+    "imdb, gru": ("IMDB", "GRU", "2"),
+    "movies, sliced-gru": ("movie_reviews", "sliced GRU", "6"),
+    "movies, gru": ("movie_reviews", "GRU", "6"),
+    "movies, gru, longer": ("movie_reviews", "GRU", "15"),
+    "movies, sliced-gru, wide embeddings": ("movie_reviews", "sliced GRU, N(0, 1)", "6"),
+}
+_DIGITS = {
+    "digits": "SRU, 4 layers of 2 · 64",
+    "digits, memory": "SRU, 2 layers of 2 · 96, 40 epochs",
+    "digits, forgetting": "the same, forget biases of 0",
+    "digits, gru": "GRU, 4 layers of 2 · 64",
+    "digits, sliced-gru": "sliced GRU (8), 2 · 64",
+}
+
+
+def _by_seed(results: Results, model: str) -> list[str]:
+    """Accuracy in % of each seed, then mean and deviation if there are enough."""
+    records = sorted(
+        (r for r in results["records"] if r["model"] == model), key=lambda r: int(r["seed"])
+    )
+    values = ", ".join(f"{100 * r['accuracy']:.1f}" for r in records)
+    return [values or "–", accuracy(complete(records))]
+
+
+def long_reviews(results: Results) -> str:
+    """Accuracy of `penstock train` on reviews, sliced and plain."""
+    rows = [[*words, *_by_seed(results, name)] for name, words in _LONG.items()]
+    head = ["data", "network", "epochs", "seeds 0, 1, 2", "mean ± deviation"]
+    return _markdown(head, rows) + _origin(results)
+
+
+def digits(results: Results) -> str:
+    """Accuracy of `penstock train` on digits."""
+    rows = []
+    for name, words in _DIGITS.items():
+        seconds = [r["seconds"] for r in results["records"] if r["model"] == name]
+        rows.append([words, *_by_seed(results, name), f"{mean(seconds):.0f}"])
+    head = ["network", "seeds from 0", "mean ± deviation", "seconds of training"]
+    return _markdown(head, rows) + _origin(results)
+
+
 def _count(number: int, one: str, more: str = "") -> str:
     return f"{number} {one if number == 1 else more or one + 's'}"
 
@@ -192,4 +236,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "sentences, time": _from("sentences_cpu.json", sentences_cost),
     "reviews": _from("reviews_cpu.json", reviews),
     "reviews, time": _from("reviews_cpu.json", _cost),
+    "digits": _from("training_cpu.json", digits),
+    "long reviews": _from("training_cpu.json", long_reviews),
 }

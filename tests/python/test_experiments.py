@@ -24,7 +24,7 @@ pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
 FOLDER = Path(__file__).resolve().parents[2] / "bench/experiments"
-MODULES = ("corpora", "learning", "networks", "program", "records", "runner", "tables")
+MODULES = ("corpora", "learning", "networks", "program", "records", "runner", "tables", "training")
 FILES = ("cr", "subj", "mr", "trec.train", "mpqa", "sst2.train", "sst2.dev")
 
 
@@ -501,3 +501,48 @@ def test_table_of_times(modules: dict[str, ModuleType]) -> None:
     table = modules["tables"].REVIEWS["reviews, time"](content)
     assert "| GRU | 12 | 12 to 13 | 4.6 |" in table
     assert table.endswith("2 threads, 10 batches of each. P (avx2); penstock 1.")
+
+
+# ---- the program's own training ------------------------------------------------------------------
+
+
+def test_training_by_seed_goes_on_where_it_was(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = modules["training"]
+    setting = program.Setting("imdb", "--model gru --hidden 4 --epochs 1 --test-fraction 0.2", 2)
+    monkeypatch.setattr(program, "SETTINGS", {"imdb, gru": setting, "movies, gru": setting})
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    reviews, out = tmp_path / "reviews.tsv", tmp_path / "r.json"
+    reviews.write_text(sentences(60))
+    arguments = ["training.py", "--imdb", str(reviews), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    program.main()
+    done = records_of(out)
+    assert [(r["model"], r["seed"]) for r in done] == [("imdb, gru", 0), ("imdb, gru", 1)]
+    assert all(r["evaluated_on"] == "test" and r["examples"]["test"] == 12 for r in done)
+    assert all(0 <= r["accuracy"] <= 1 and r["seconds"] > 0 for r in done)
+
+    monkeypatch.setattr(program, "train", lambda *given: pytest.fail("again"))
+    program.main()
+    assert records_of(out) == done
+    reviews.write_text(sentences(61))
+    with pytest.raises(SystemExit, match=r"data.imdb.reviews.tsv: .* there, .* now"):
+        program.main()
+
+
+def test_tables_of_training(modules: dict[str, ModuleType]) -> None:
+    records = [
+        record(data="imdb", model="imdb, gru", seed=seed, accuracy=0.8 + 0.01 * seed, seconds=3.0)
+        for seed in range(3)
+    ]
+    records += [
+        record(data="digits", model=name, accuracy=0.9, seconds=31.6)
+        for name in modules["tables"]._DIGITS
+    ]
+    content = results(*records)
+    assert "| IMDB | GRU | 2 | 80.0, 81.0, 82.0 | 81.0 ± 1.0 |" in modules["tables"].long_reviews(
+        content
+    )
+    assert "| sliced GRU (8), 2 · 64 | 90.0 | – | 32 |" in modules["tables"].digits(content)
