@@ -105,6 +105,14 @@ def _cell(row: Row, key: str, best: Sequence[str]) -> str:
     return f"**{text}**" if key in best else text
 
 
+def _level(row: Row, keys: Sequence[str]) -> list[str]:
+    """penstock, and the others whose medians are no higher though their quartiles overlap."""
+    times = row["times"]
+    others = [key for key in keys if key in times and not key.startswith("penstock")]
+    level = (k for k in others if times[k]["same"] and times[k]["ms"] <= times["penstock"]["ms"])
+    return ["penstock", *level]
+
+
 def times(data: dict[str, Any], rows: Sequence[Row], keys: Sequence[str]) -> str:
     """Milliseconds of penstock and of the contenders ``keys``, a line for each row."""
     names = {key: time for row in rows for key, time in row["times"].items()}
@@ -114,14 +122,16 @@ def times(data: dict[str, Any], rows: Sequence[Row], keys: Sequence[str]) -> str
     lines = []
     for row in rows:
         case = Case.from_json(row["case"])
-        best = [key for key in faster_peers(row) if key in shown] or ["penstock"]
+        best = [key for key in faster_peers(row) if key in shown] or _level(row, shown)
         line = [case.network, _shape(case), PASSES[case.mode]]
         line += [str(row["threads"])] if several else []
         lines.append([*line, *(_cell(row, key, best) for key in shown)])
     head = ["network", "(T, B, D, H)", "pass", *(["threads"] if several else []), *heads]
     count = "" if several else f" {threads_in_words(rows[0]['threads'])},"
     words = [f"Milliseconds a call,{count} float32, medians; in brackets, times penstock's"]
-    words.append("bold: the fastest of those that do the same work")
+    words.append(
+        "bold: the fastest of those that do the same work, several where their quartiles overlap"
+    )
     if any(not names[key]["same"] for key in shown):
         words.append("\\*: does other work")
     if any(row["times"][key]["few"] for row in rows for key in shown if key in row["times"]):
@@ -334,6 +344,14 @@ def adding_problem(data: dict[str, Any]) -> str:
     return _table(["", "parameters", *(f"seed {seed}" for seed in seeds)], rows)
 
 
+def journal(data: dict[str, Any]) -> str:
+    """What was expected of each change and what was seen."""
+    head = ("version", "expected", "seen")
+    table = _table(head, ([entry[name] for name in head] for entry in data["entries"]))
+    machine = data["machine"]
+    return f"{table}\n\n{machine['processor']}, {machine['cores']} cores."
+
+
 # ---- figures in sentences --------------------------------------------------------------------
 
 
@@ -387,6 +405,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "advantage": lambda: advantage(results("srnn_table3_cpu")),
     "recurrence": lambda: recurrence(results("sru_scan_cpu")),
     "overhead": lambda: overhead(results("overhead_cpu")),
+    "journal": lambda: journal(results("journal_cpu")),
     "adding problem": lambda: adding_problem(results("adding_problem_cpu")),
 }
 #: What writes a figure in a sentence, by its name in the marks.

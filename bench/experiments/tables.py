@@ -81,32 +81,30 @@ def accuracy(records: list[dict[str, Any]]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f} ({over_seeds:.1f})"
 
 
-def _runs(results: Results, data: str) -> str:
-    """How many folds and seeds the figures of a data set are from."""
-    counts = set()
-    for model in _models(results):
-        records = _of(results, data, model)
-        if records:
-            counts.add((len({r["fold"] for r in records}), len({r["seed"] for r in records})))
+def _runs(results: Results, model: str) -> str:
+    """How many folds and seeds a network's figures are from, where there are folds."""
     settings = results["settings"]
-    whole = len(settings["data"][data]) > 1  # with a test file there are no folds
+    counts = set()
+    for data, files in settings["data"].items():
+        records = _of(results, data, model)
+        if records and len(files) == 1:  # with a test file there are no folds
+            counts.add((len({r["fold"] for r in records}), len({r["seed"] for r in records})))
     words = [
-        f"{seeds} seeds" if whole else f"{folds} of {settings['folds']} folds × {seeds} seeds"
-        for folds, seeds in sorted(counts, reverse=True)
+        f"{folds} of {settings['folds']} × {seeds}" for folds, seeds in sorted(counts, reverse=True)
     ]
-    return " or ".join(words) or "–"
+    return ", ".join(words) or "–"
 
 
 def sentences(results: Results) -> str:
-    """Accuracy of each network on each set of sentences."""
+    """Accuracy of each network on each set of sentences, and from how many tests."""
     sets = [name for name in SETS if any(r["data"] == name for r in results["records"])]
     rows = []
     for model in _models(results):
         cells = [accuracy(_of(results, data, model)) for data in sets]
         if any(cell != "–" for cell in cells):
-            rows.append([NAMES[model], *cells])
-    rows.append(["*tests*", *(_runs(results, data) for data in sets)])
-    return _markdown(["network", *(SETS[data] for data in sets)], rows) + _origin(results)
+            rows.append([NAMES[model], *cells, _runs(results, model)])
+    head = ["network", *(SETS[data] for data in sets), "folds × seeds"]
+    return _markdown(head, rows) + _origin(results)
 
 
 def sentences_cost(results: Results) -> str:
@@ -201,9 +199,8 @@ def digits(results: Results) -> str:
     """Accuracy of `penstock train` on digits."""
     rows = []
     for name, words in _DIGITS.items():
-        seconds = [r["seconds"] for r in results["records"] if r["model"] == name]
-        rows.append([words, *_by_seed(results, name), f"{mean(seconds):.0f}"])
-    head = ["network", "seeds from 0", "mean ± deviation", "seconds of training"]
+        rows.append([words, *_by_seed(results, name)])
+    head = ["network", "seeds from 0", "mean ± deviation"]
     return _markdown(head, rows) + _origin(results)
 
 

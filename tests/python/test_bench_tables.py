@@ -60,6 +60,7 @@ def test_times_have_a_line_a_row_and_the_fastest_bold(tables: ModuleType) -> Non
     result = data(
         row("gru T=32 B=1 D=4 H=4", penstock=2.0, torch=5.0, jax=1.0, few="torch"),
         row("gru T=7 B=1 D=4 H=4 pass=train", 1, penstock=0.5, torch=0.502),
+        row("gru T=8 B=1 D=4 H=4", penstock=0.5, torch=0.499),
         row("sru T=7 B=1 D=4 H=4", penstock=1.0, torch_lstm=0.25),
     )
     lines = tables.times(result, tables.chosen(result, "gru"), ("torch", "jax", "keras"))
@@ -69,6 +70,7 @@ def test_times_have_a_line_a_row_and_the_fastest_bold(tables: ModuleType) -> Non
     assert lines[3] == (
         "| GRU | (7, 1, 4, 4) | forward + backward | 1 | **0.5** | 0.502 (1.0×) | – |"
     )
+    assert lines[4].endswith("| 2 | **0.5** | **0.499 (1.0×)** | – |")  # within their quartiles
     assert "~: fewer than five" in lines[-1]
     assert lines[-1].endswith("P, 2 cores, 2025-01-01; penstock 1, torch 2, jax 3.")
     lines = tables.times(result, tables.chosen(result, "sru"), ("torch-lstm",)).splitlines()
@@ -175,3 +177,23 @@ def test_other_programs_results(tables: ModuleType) -> None:
     lines = tables.adding_problem({"runs": runs}).splitlines()
     assert lines[2] == '| `--slices "8,8"` | 16 161 | 0.0000 | 0.0010 |'
     assert lines[3].startswith('| `--slices ""`, the plain GRU | ')
+
+
+def test_tables_are_what_was_measured(tables: ModuleType) -> None:
+    assert tables.outdated() == []
+
+
+def test_figures_are_written_between_their_marks(tables: ModuleType) -> None:
+    known, values = {"t": lambda: "| new |"}, {"v": lambda: "3 ms"}
+    text = (
+        "<!-- table: t -->\n| old |\n<!-- end of table -->\n"
+        "in <!-- value: v -->?<!-- end of value -->, <!-- value: v --><!-- end of value -->."
+    )
+    new = tables.written(text, known, values)
+    assert new.startswith("<!-- table: t -->\n| new |\n<!-- end of table -->\nin ")
+    assert new.count("-->3 ms<!--") == 2
+    assert tables.written(new, known, values) == new
+    with pytest.raises(ValueError, match=r"expected a mark of t \(actual: 'u'\)"):
+        tables.written(text.replace("table: t", "table: u"), known, values)
+    with pytest.raises(ValueError, match="expected an end"):
+        tables.written(text.replace("<!-- end of table -->", ""), known, values)

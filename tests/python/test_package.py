@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -11,7 +10,6 @@ import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 import penstock
 import pytest
@@ -53,14 +51,6 @@ def commands_of_readme() -> list[str]:
     """The code block of each of the README's two commands."""
     section = README.split("\n## Two commands\n")[1].split("\n## ")[0]
     return [block.strip() for block in re.findall(r"^```sh\n(.*?)^```", section, re.M | re.S)]
-
-
-def load_tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "bench/tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---- versions --------------------------------------------------------------------------------
@@ -240,27 +230,6 @@ def test_readme_names_every_setting() -> None:
     assert "PENSTOCK_CUDA" in settings and "PENSTOCK_NUM_THREADS" in settings
     missing = sorted(name for name in settings if f"`{name}`" not in README)
     assert not missing
-
-
-def test_tables_are_what_was_measured() -> None:
-    assert load_tables().outdated() == []
-
-
-def test_figures_are_written_between_their_marks() -> None:
-    module = load_tables()
-    tables, values = {"t": lambda: "| new |"}, {"v": lambda: "3 ms"}
-    text = (
-        "<!-- table: t -->\n| old |\n<!-- end of table -->\n"
-        "in <!-- value: v -->?<!-- end of value -->, <!-- value: v --><!-- end of value -->."
-    )
-    new = module.written(text, tables, values)
-    assert new.startswith("<!-- table: t -->\n| new |\n<!-- end of table -->\nin ")
-    assert new.count("-->3 ms<!--") == 2
-    assert module.written(new, tables, values) == new
-    with pytest.raises(ValueError, match=r"expected a mark of t \(actual: 'u'\)"):
-        module.written(text.replace("table: t", "table: u"), tables, values)
-    with pytest.raises(ValueError, match="expected an end"):
-        module.written(text.replace("<!-- end of table -->", ""), tables, values)
 
 
 # ---- project files ---------------------------------------------------------------------------
