@@ -7,6 +7,7 @@
 #include "cells/recurrent.h"
 #include "cells/sru_work.h"
 #include "core/backend.h"
+#include "core/cell_table.h"
 #include "core/checks.h"
 #include "penstock/error.h"
 
@@ -74,6 +75,8 @@ Dims dims_of(const Context& ctx, const SruInputs& in, const recurrent::Cut& cut)
   d.dtype = in.x.dtype;
   d.compute = ctx.backend().compute_dtype(d.dtype);
   d.state = d.dtype == DataType::kFloat64 ? DataType::kFloat64 : DataType::kFloat32;
+  d.keep = kernels_of<Kernels>(ctx, kKernelsName).keep(ctx, d);
+  d.kept_steps = d.keep == 1 ? d.steps : (d.steps - 1) / d.keep;
   return d;
 }
 

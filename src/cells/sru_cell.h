@@ -52,12 +52,30 @@ struct Forward {
   V c, h;
 };
 
+/// a * b + c. A value type may have one of its own, that is always rounded once: then two scans
+/// that compute the same state, each in its own surroundings, get the same bits.
+template <class V>
+PENSTOCK_HOST_DEVICE V multiply_add(V a, V b, V c) {
+  return a * b + c;
+}
+
+template <class V>
+PENSTOCK_HOST_DEVICE V forget_gate(const Inputs<V>& in, const Parameters<V>& p, V c_prev) {
+  return sigmoid(multiply_add(p.v_f, c_prev, in.u1 + p.b_f));
+}
+
+/// The state after a step whose forget gate is f.
+template <class V>
+PENSTOCK_HOST_DEVICE V next_state(const Inputs<V>& in, V c_prev, V f) {
+  return multiply_add(f, c_prev, (V(1) - f) * in.u0);
+}
+
 template <Activation A, class V>
 PENSTOCK_HOST_DEVICE Forward<V> forward(const Inputs<V>& in, const Parameters<V>& p, V c_prev) {
-  const V f = sigmoid(in.u1 + p.b_f + p.v_f * c_prev);
+  const V f = forget_gate(in, p, c_prev);
   const V r = sigmoid(in.u2 + p.b_r + p.v_r * c_prev);
   Forward<V> out;
-  out.c = f * c_prev + (V(1) - f) * in.u0;
+  out.c = next_state(in, c_prev, f);
   out.h = r * (in.mask * activate<A>(out.c) - in.mask_skip * in.skip) + in.skip;
   return out;
 }
@@ -80,8 +98,8 @@ PENSTOCK_HOST_DEVICE Affine<V> forward_step(const Inputs<V>& in, const Parameter
 template <class V>
 PENSTOCK_HOST_DEVICE Affine<V> forward_tangent(const Inputs<V>& in, const Parameters<V>& p,
                                                V c_prev) {
-  const V f = sigmoid(in.u1 + p.b_f + p.v_f * c_prev);
-  return {f + (c_prev - in.u0) * f * (V(1) - f) * p.v_f, f * c_prev + (V(1) - f) * in.u0};
+  const V f = forget_gate(in, p, c_prev);
+  return {f + (c_prev - in.u0) * f * (V(1) - f) * p.v_f, next_state(in, c_prev, f)};
 }
 
 template <class V>
@@ -92,25 +110,44 @@ struct Backward {
   V dc_prev;
 };
 
+/// An activation that is known at compile time.
+template <Activation A>
+struct Fixed {
+  template <class V>
+  PENSTOCK_HOST_DEVICE V value(V c) const {
+    return activate<A>(c);
+  }
+  template <class V>
+  PENSTOCK_HOST_DEVICE V gradient(V dy, V c, V g) const {
+    return activation_gradient<A>(dy, c, g);
+  }
+};
+
 /// `dh` and `dc` come from the output and from the next step; `site` is 1 where the mask multiplies
-/// the output, 0 where it multiplies the state.
-template <Activation A, class V>
-PENSTOCK_HOST_DEVICE Backward<V> backward(const Inputs<V>& in, const Parameters<V>& p, V c_prev,
-                                          V c, V dh, V dc, V site) {
+/// the output, 0 where it multiplies the state. f is the step's forget gate; u1 is not read.
+template <class Function, class V>
+PENSTOCK_HOST_DEVICE Backward<V> backward_of_gate(const Function& activation, const Inputs<V>& in,
+                                                  const Parameters<V>& p, V c_prev, V c, V f, V dh,
+                                                  V dc, V site) {
   const V one = V(1);
-  const V f = sigmoid(in.u1 + p.b_f + p.v_f * c_prev);
   const V r = sigmoid(in.u2 + p.b_r + p.v_r * c_prev);
-  const V g = activate<A>(c);
+  const V g = activation.value(c);
   Backward<V> out;
   const V dr = dh * (in.mask * g - in.mask_skip * in.skip);
   out.dskip = dh * (one - r * in.mask_skip);
   out.dmask = dh * r * (g - site * in.skip);
-  const V dc_total = dc + activation_gradient<A>(dh * r * in.mask, c, g);
+  const V dc_total = dc + activation.gradient(dh * r * in.mask, c, g);
   out.du0 = dc_total * (one - f);
   out.du1 = dc_total * (c_prev - in.u0) * f * (one - f);
   out.du2 = dr * r * (one - r);
   out.dc_prev = dc_total * f + out.du1 * p.v_f + out.du2 * p.v_r;
   return out;
+}
+
+template <Activation A, class V>
+PENSTOCK_HOST_DEVICE Backward<V> backward(const Inputs<V>& in, const Parameters<V>& p, V c_prev,
+                                          V c, V dh, V dc, V site) {
+  return backward_of_gate(Fixed<A>(), in, p, c_prev, c, forget_gate(in, p, c_prev), dh, dc, site);
 }
 
 /// `backward`'s dc_prev of dc.

@@ -61,6 +61,8 @@ Plan plan(const Dims& d) {
   return p;
 }
 
+std::int64_t keep(const Context&, const Dims&) { return 1; }
+
 void forward(const Context&, const sru::ForwardScan& a) {
   (a.dims.compute == DataType::kFloat64 ? sru_scans().forward_f64 : sru_scans().forward_f32)(a);
 }
@@ -124,7 +126,7 @@ void reduce_params(const Context&, const Dims& d, const void* dparams, void* dwe
 
 const sru::Kernels& sru_kernels() {
   static constexpr sru::Kernels table = {
-      &plan, &forward, &backward, &scratch_bytes, &param_partial_bytes, &reduce_params};
+      &plan, &keep, &forward, &backward, &scratch_bytes, &param_partial_bytes, &reduce_params};
   return table;
 }
 

@@ -7,6 +7,9 @@
 // takes its steps as if alone. Sums over time are kept chunk by chunk and added up in the chunks'
 // order. So the bits are a function of the cut, which is one of the shape and the device
 // (sru_cuda_plan.h).
+//
+// Where channels are many, forward keeps some of its states only (Dims::keep), and backward finds
+// the others again from the same u, with forward's own arithmetic and so its bits.
 
 #include <algorithm>
 #include <cstdint>
@@ -136,13 +139,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= walks(a) || needless(chunks)) return;
   const std::int64_t chunk = blockIdx.y;
-  const Walk<T> w = make_walk<T>(a, i, span_of(a, chunks, chunk, false), /*backward=*/false);
+  const Span span = span_of(a, chunks, chunk, false);
+  const Walk<T> w = make_walk<T>(a, i, span, /*backward=*/false);
   T* y = a.y == nullptr ? nullptr : static_cast<T*>(a.y) + w.row_at;
   T* h_last = a.h_last == nullptr ? nullptr : static_cast<T*>(a.h_last) + w.state_at;
   S* c_out = a.c.data == nullptr ? nullptr : static_cast<S*>(a.c.data) + w.c_at;
   S* state = static_cast<S*>(a.c_state) + w.state_at;
   S c = state_before<T>(a, chunks, i, chunk, state);
   S last = h_last == nullptr ? S(0) : widen(*h_last);
+  // Where not each state is kept: steps until one before which it is.
+  int until = steps_to_kept(a, chunk);
+  if (c_out != nullptr) c_out += first_kept(a, chunks, chunk, span) * w.c_step;
 
   Loaded<T> ahead[kAhead] = {};
 #pragma unroll
@@ -156,6 +163,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       if (k >= w.count) break;
       const Loaded<T> now = ahead[j];
       if (k + kAhead < w.count) ahead[j] = load(w, k + kAhead);
+      if (a.dims.keep > 1 && c_out != nullptr && until-- == 0) {
+        *c_out = c;
+        c_out += w.c_step;
+        until = static_cast<int>(a.dims.keep) - 1;
+      }
       S h = S(0);
       if (!now.padded) {
         const auto out = sru_cell::forward<A, V>(inputs(w, now), w.parameters, c);
@@ -164,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         last = h;
       }
       if (y != nullptr) y[k * w.row_step] = narrow<T>(h);
-      if (c_out != nullptr) c_out[k * w.c_step] = c;
+      if (a.dims.keep == 1 && c_out != nullptr) c_out[k * w.c_step] = c;
     }
   }
   check_joint<T>(a, chunks, i, chunk, c);
@@ -176,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 // Work split: a thread per (walk, chunk but the last), chunk = blockIdx.y. Traffic per step and
 // channel, in elements: u0 u1 u2 x' dy and c_prev in. Limits, launch: as the scan itself.
 template <class T, Activation A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     sru_backward_fold_kernel(BackwardScan a, Chunks chunks) {
   using S = state_t<T>;
   using V = value_t<T>;
@@ -310,6 +322,100 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a, 
   }
 }
 
+/// What a step of the kernel below reads, and what it finds again.
+template <class T>
+struct KeptStep {
+  Loaded<T> in;
+  T dy;
+  state_t<T> c_prev, f;
+};
+
+// sru_backward_kernel where forward kept one state every `keep` steps, for arrays that a ring
+// cannot take: those that begin at odd addresses. Work split: a thread per walk. It reads the
+// inputs of the steps between two states kept at once, finds their states again in one turn over
+// them, and takes them from the last to the first in another one. Traffic, invariants: as
+// sru_backward_kernel, but a state is read every `keep` steps only. Limits: the range has all
+// steps. Launch: kThreads, a KeptStep of shared memory for each thread and step, at most
+// kRingMostSteps of these.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sru_backward_kept_kernel(BackwardScan a) {
+  using S = state_t<T>;
+  using V = value_t<T>;
+  PENSTOCK_SHARED_MEMORY(KeptStep<T>, entries);
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= walks(a)) return;
+  const Chunks whole = {a.dims.steps};
+  const Span span = span_of(a, whole, 0, true);
+  const Walk<T> w = make_walk<T>(a, i, span, /*backward=*/true);
+  const Gradients<T> g = make_gradients(a, w, span);
+  KeptStep<T>* entry = entries + threadIdx.x;  // of the next step kThreads further on
+  T* du = static_cast<T*>(a.du.data) + w.u_at;
+  const SkipGradient<T> dskip = skip_gradient(a, w);
+  const AnyActivation activation = {a.activation};
+  const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
+  S* state = static_cast<S*>(a.dc_state) + w.state_at;
+  S dc = *state, c = S(0);
+  S dv_f = S(0), dv_r = S(0), db_f = S(0), db_r = S(0), dmask = S(0);
+
+  const std::int64_t keep = a.dims.keep;
+  const S* kept = g.c;
+  int count = 0;
+  for (std::int64_t k0 = 0; k0 < w.count; k0 += count, kept += g.c_step) {
+    const std::int64_t left = w.count - k0;
+    count = static_cast<int>((left - 1) & (keep - 1)) + 1;
+#pragma unroll
+    for (int n = 0; n < kRingMostSteps; ++n) {
+      if (n >= count) break;
+      entry[n * kThreads].in = load(w, k0 + n);
+      entry[n * kThreads].dy = g.dy == nullptr ? T{} : __ldg(g.dy + (k0 + n) * g.dy_step);
+    }
+    S again = left == count ? *g.before : *kept;
+    for (int n = count - 1; n >= 0; --n) {
+      KeptStep<T>& step = entry[n * kThreads];
+      const auto in = inputs(w, step.in);
+      const V c_prev = again;
+      const V f = sru_cell::forget_gate(in, w.parameters, c_prev);
+      step.c_prev = again;
+      step.f = f;
+      if (!step.in.padded) again = sru_cell::next_state(in, c_prev, f);
+    }
+    if (k0 == 0) c = again;
+    for (int n = 0; n < count; ++n) {
+      const KeptStep<T> step = entry[n * kThreads];
+      const std::int64_t k = k0 + n;
+      S dh = widen(step.dy);
+      if (k == w.valid_begin) dh += g.dh_last;
+      sru_cell::Backward<V> out = {};
+      if (!step.in.padded) {
+        out = sru_cell::backward_of_gate<AnyActivation, V>(
+            activation, inputs(w, step.in), w.parameters, step.c_prev, c, step.f, dh, dc, site);
+        dc = out.dc_prev;
+        dv_f += out.du1 * V(step.c_prev);
+        dv_r += out.du2 * V(step.c_prev);
+        db_f += out.du1;
+        db_r += out.du2;
+        dmask += out.dmask;
+      }
+      T* at = du + k * w.u_step;
+      at[0] = narrow<T>(out.du0);
+      at[w.gate] = narrow<T>(out.du1);
+      at[2 * w.gate] = narrow<T>(out.du2);
+      if (dskip.first != nullptr) {
+        dskip.first[k * dskip.step] = narrow<T>(V(w.skip_scale) * out.dskip);
+      }
+      c = step.c_prev;
+    }
+  }
+  *state = dc;
+  const std::int64_t plane = a.dims.states() * a.dims.width();
+  S* sums = static_cast<S*>(a.dparams) + w.state_at;
+  sums[0] += dv_f;
+  sums[plane] += dv_r;
+  sums[2 * plane] += db_f;
+  sums[3 * plane] += db_r;
+  if (a.dmask != nullptr) static_cast<S*>(a.dmask)[w.state_at] += dmask;
+}
+
 // dmask from the chunks' sums, in their order.
 // Work split: a thread per state. Traffic: each sum once. Launch: kThreads, no shared memory.
 template <class T>
@@ -411,6 +517,18 @@ bool ring_takes(std::int64_t channels) {
   }
 }
 
+/// Whether a scan goes through a ring, by its shape.
+bool ring_takes(const Dims& d) {
+  bool takes = false;
+  with_type(d.compute,
+            [&](auto tag) { takes = ring_takes<typename decltype(tag)::type>(d.hidden); });
+  return takes;
+}
+
+std::int64_t keep(const Context&, const Dims& d) {
+  return sru_keep_steps(ring_takes(d), d.states() * d.width(), setting("PENSTOCK_CUDA_SRU_KEEP"));
+}
+
 /// How a scan's steps are cut: the same for all that a call asks about it.
 Chunks chunks_of(const Context& ctx, const Dims& d, bool backward, bool report = false) {
   SruScanProblem p;
@@ -420,21 +538,22 @@ Chunks chunks_of(const Context& ctx, const Dims& d, bool backward, bool report =
   p.steps = d.steps;
   p.walks = d.states() * d.width();
   p.value_bytes = static_cast<int>(size_of(d.compute));
-  with_type(d.compute,
-            [&](auto tag) { p.ring = ring_takes<typename decltype(tag)::type>(d.hidden); });
+  p.ring = ring_takes(d);
+  p.keep = static_cast<int>(d.keep);
   p.multiprocessors = attribute(ctx, cudaDevAttrMultiProcessorCount);
   const SruScanPlan plan = sru_scan_plan(p, setting("PENSTOCK_CUDA_SRU_CHUNKS"));
   if (report && setting("PENSTOCK_CUDA_PLAN") != 0) {
     std::fprintf(stderr,
                  "penstock: sru %s %s: %lld steps, %lld channels, %d multiprocessors: %lld chunks "
-                 "of %lld steps, predicted %.1f us\n",
+                 "of %lld steps, a state kept every %d, predicted %.1f us\n",
                  backward ? "backward" : "forward", name_of(d.compute),
                  static_cast<long long>(p.steps), static_cast<long long>(p.walks),
                  p.multiprocessors, static_cast<long long>(plan.chunks),
-                 static_cast<long long>(plan.chunk_steps), plan.nanoseconds * 1e-3);
+                 static_cast<long long>(plan.chunk_steps), p.keep, plan.nanoseconds * 1e-3);
   }
   Chunks chunks;
   chunks.steps = plan.chunk_steps;
+  chunks.kept = plan.chunk_steps / d.keep;
   chunks.count = plan.chunks;
   return chunks;
 }
@@ -451,10 +570,11 @@ bool aligned(const BackwardScan& a) {
 bool aligned(const ForwardScan& a) { return aligned(a.y); }
 
 /// How to launch a scan through a ring, if it can go through one: `states` of `sources` arrays have
-/// values of state type.
+/// values of state type. A backward scan that is `to_find` states again has stages of as many steps
+/// as lie between those kept.
 template <class T, class Scan>
 RingShape ring_of(const Context& ctx, const Scan& a, const Chunks& chunks, int sources, int states,
-                  LaunchShape* shape) {
+                  bool to_find, LaunchShape* shape) {
   RingShape ring;
   if constexpr (sizeof(T) <= 4) {
     const std::int64_t channels = a.range.channel_end - a.range.channel_begin;
@@ -468,18 +588,23 @@ RingShape ring_of(const Context& ctx, const Scan& a, const Chunks& chunks, int s
     const auto step_bytes =
         static_cast<std::size_t>((sources - states) * kRingRow<T> +
                                  states * kRingChannels<T> * static_cast<int>(sizeof(state_t<T>)));
-    ring.stage_steps =
-        wanted == 2 || wanted == 4 || wanted == 8
-            ? wanted
-            : sru_ring_steps(rows * tiles * chunks.count, static_cast<std::int64_t>(step_bytes),
-                             attribute(ctx, cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-                             attribute(ctx, cudaDevAttrMultiProcessorCount));
+    if (to_find) {
+      ring.stage_steps = static_cast<int>(a.dims.keep);
+    } else if (wanted == 2 || wanted == 4 || wanted == 8) {
+      ring.stage_steps = wanted;
+    } else {
+      ring.stage_steps =
+          sru_ring_steps(rows * tiles * chunks.count, static_cast<std::int64_t>(step_bytes),
+                         attribute(ctx, cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+                         attribute(ctx, cudaDevAttrMultiProcessorCount));
+    }
     ring.bulk = attribute(ctx, cudaDevAttrComputeCapabilityMajor) >= 9 &&
                 setting("PENSTOCK_CUDA_BULK_COPY", 1) != 0;
     *shape = one_thread_each(rows * tiles, 1);
     shape->block = dim3(ring.threads());
     shape->grid.y = static_cast<unsigned>(chunks.count);
-    shape->shared_bytes = ring_bytes(ring.stage_steps, step_bytes);
+    shape->shared_bytes = ring_bytes(ring.stage_steps, step_bytes) +
+                          (to_find ? ring_found_bytes<T>(ring.stage_steps) : 0);
     if (setting("PENSTOCK_CUDA_PLAN") != 0) {
       std::fprintf(stderr, "penstock: sru: a ring of %d stages of %d steps, %zu bytes, %s\n",
                    kRingStages, ring.stage_steps, shape->shared_bytes,
@@ -501,7 +626,8 @@ void take_steps(const Context& ctx, const ForwardScan& a, const Chunks& chunks) 
     using T = typename decltype(tag)::type;
     constexpr Activation kActivation = decltype(activation)::value;
     LaunchShape shape;
-    const RingShape ring = ring_of<T>(ctx, a, chunks, 3 + has_skip(a), 0, &shape);
+    const RingShape ring =
+        ring_of<T>(ctx, a, chunks, 3 + has_skip(a), 0, /*to_find=*/false, &shape);
     if constexpr (sizeof(T) <= 4) {
       if (ring.stage_steps > 0) {
         return launch(ctx, "sru_forward_ring", sru_forward_ring_kernel<T, kActivation>, shape, a,
@@ -551,10 +677,30 @@ void forward(const Context& ctx, const ForwardScan& a) {
   take_steps(ctx, a, chunks);
 }
 
+/// From states of which forward kept a few.
+void backward_from_kept(const Context& ctx, const BackwardScan& a) {
+  with_type(a.dims.compute, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    LaunchShape shape;
+    const int sources = 3 + has_skip(a) + (a.dy != nullptr ? 1 : 0);
+    const RingShape ring = ring_of<T>(ctx, a, Chunks(), sources, 0, /*to_find=*/true, &shape);
+    if constexpr (sizeof(T) <= 4) {
+      if (ring.stage_steps > 0) {
+        return launch(ctx, "sru_backward_kept_ring", sru_backward_kept_ring_kernel<T>, shape, a,
+                      ring);
+      }
+    }
+    shape = thread_per_walk(a, 1);
+    shape.shared_bytes = static_cast<std::size_t>(a.dims.keep * kThreads) * sizeof(KeptStep<T>);
+    launch(ctx, "sru_backward_kept", sru_backward_kept_kernel<T>, shape, a);
+  });
+}
+
 void backward(const Context& ctx, const BackwardScan& a) {
   if (walks(a) == 0 || a.range.step_end == a.range.step_begin) return;
   const DeviceGuard guard(ctx);
   const Chunks chunks = chunks_of(ctx, a.dims, /*backward=*/true, /*report=*/true);
+  if (a.dims.keep > 1) return backward_from_kept(ctx, a);
   for_type_and_activation(a, [&](auto tag, auto activation) {
     using T = typename decltype(tag)::type;
     constexpr Activation kActivation = decltype(activation)::value;
@@ -564,7 +710,7 @@ void backward(const Context& ctx, const BackwardScan& a) {
     }
     LaunchShape shape;
     const int sources = 4 + has_skip(a) + (a.dy != nullptr ? 1 : 0);
-    const RingShape ring = ring_of<T>(ctx, a, chunks, sources, 1, &shape);
+    const RingShape ring = ring_of<T>(ctx, a, chunks, sources, 1, /*to_find=*/false, &shape);
     if constexpr (sizeof(T) <= 4) {
       if (ring.stage_steps > 0) {
         launch(ctx, "sru_backward_ring", sru_backward_ring_kernel<T, kActivation>, shape, a, chunks,
@@ -619,7 +765,7 @@ void reduce_params(const Context& ctx, const Dims& d, const void* dparams, void*
 
 const sru::Kernels& sru_kernels() {
   static constexpr sru::Kernels table = {
-      &plan, &forward, &backward, &scratch_bytes, &param_partial_bytes, &reduce_params};
+      &plan, &keep, &forward, &backward, &scratch_bytes, &param_partial_bytes, &reduce_params};
   return table;
 }
 

@@ -63,16 +63,21 @@ inline std::size_t ring_bytes(int stage_steps, std::size_t step_bytes) {
 }
 
 /// A block's ring, first the arrays (add), then start(). The threads with channels then take the
-/// stages in order: wait(stage), at(stage, step) for its steps, release(stage).
+/// stages in order: wait(stage), at(stage, place) for its steps, release(stage).
+///
+/// A stage has stage_steps() places. The last one may have fewer steps than that, in its first
+/// places; or the first one may, in its last places, with `lead` empty ones before them.
 class Ring {
  public:
-  __device__ __forceinline__ Ring(RingHeader* header, const RingShape& shape, std::int64_t steps)
+  __device__ __forceinline__ Ring(RingHeader* header, const RingShape& shape, std::int64_t steps,
+                                  int lead = 0)
       : header_(header),
         slots_(reinterpret_cast<char*>(header + 1)),
         stage_steps_(shape.stage_steps),
+        lead_(lead),
         bulk_(shape.bulk),
-        steps_(steps),
-        stages_((steps + shape.stage_steps - 1) / shape.stage_steps) {}
+        places_(lead + steps),
+        stages_((lead + steps + shape.stage_steps - 1) / shape.stage_steps) {}
 
   /// Add an array, by all threads alike; returns where a step has it. Thread 0's pointers count,
   /// and its channel is the block's first. `row` bytes are kept for it, of which `bytes` come.
@@ -130,15 +135,27 @@ class Ring {
 
   __device__ __forceinline__ std::int64_t stages() const { return stages_; }
   __device__ __forceinline__ int stage_steps() const { return stage_steps_; }
-  __device__ __forceinline__ int steps_of(std::int64_t stage) const {
-    const std::int64_t left = steps_ - stage * stage_steps_;
+  /// A stage's steps are in places [begin_of, end_of).
+  __device__ __forceinline__ int begin_of(std::int64_t stage) const {
+    return stage == 0 ? lead_ : 0;
+  }
+  __device__ __forceinline__ int end_of(std::int64_t stage) const {
+    const std::int64_t left = places_ - stage * stage_steps_;
     return left < stage_steps_ ? static_cast<int>(left) : stage_steps_;
+  }
+  /// The walk's step in a stage's place 0; before the walk's first one if that place is empty.
+  __device__ __forceinline__ std::int64_t first_of(std::int64_t stage) const {
+    return stage * stage_steps_ - lead_;
   }
   __device__ __forceinline__ void wait(std::int64_t stage) const {
     mbarrier_wait(&header_->full[stage % kRingStages], turn(stage) & 1u);
   }
-  __device__ __forceinline__ const char* at(std::int64_t stage, int step) const {
-    return slot(stage) + static_cast<unsigned>(step) * step_bytes_;
+  __device__ __forceinline__ const char* at(std::int64_t stage, int place) const {
+    return slot(stage) + static_cast<unsigned>(place) * step_bytes_;
+  }
+  /// Where the ring ends, once all arrays are added.
+  __device__ __forceinline__ char* end() const {
+    return slots_ + static_cast<unsigned>(kRingStages * stage_steps_) * step_bytes_;
   }
   /// The stage is used; its place may be filled again.
   __device__ __forceinline__ void release(std::int64_t stage) {
@@ -170,16 +187,16 @@ class Ring {
   }
 
   __device__ __forceinline__ void fill(std::int64_t stage) const {
-    const std::int64_t first = stage * stage_steps_;
-    const int steps = steps_of(stage);
+    const int begin = begin_of(stage), end = end_of(stage);
+    const std::int64_t first = first_of(stage);
 #pragma unroll
     for (int n = 0; n < kPieces; ++n) {
       const Piece& piece = pieces_[n];
       if (piece.from == nullptr) continue;
       const unsigned place = (threadIdx.x + static_cast<unsigned>(n) * kRingThreads) * 16;
-      char* to = slot(stage) + place;
-      const char* from = piece.from + first * piece.step;
-      for (int step = 0; step < steps; ++step) {
+      char* to = slot(stage) + static_cast<unsigned>(begin) * step_bytes_ + place;
+      const char* from = piece.from + (first + begin) * piece.step;
+      for (int step = begin; step < end; ++step) {
         const bool special = piece.last && first + step == special_;
         async_copy<16>(
             to, special ? header_->before + (place - header_->sources[sources_ - 1].at) : from);
@@ -198,16 +215,16 @@ class Ring {
     if (lane < sources_) source = header_->sources[lane];
     for (std::int64_t stage = 0; stage < stages_; ++stage) {
       std::uint64_t* full = &header_->full[stage % kRingStages];
-      const int steps = steps_of(stage);
+      const int begin = begin_of(stage), end = end_of(stage);
       if (stage >= kRingStages) {
         mbarrier_wait(&header_->empty[stage % kRingStages], (turn(stage) - 1) & 1u);
       }
-      if (lane == 0) mbarrier_arrive_expecting(full, static_cast<unsigned>(steps) * copied_);
+      if (lane == 0) mbarrier_arrive_expecting(full, static_cast<unsigned>(end - begin) * copied_);
       __syncwarp();
       if (lane >= sources_) continue;
-      char* to = slot(stage) + source.at;
-      for (int step = 0; step < steps; ++step) {
-        const std::int64_t k = stage * stage_steps_ + step;
+      char* to = slot(stage) + static_cast<unsigned>(begin) * step_bytes_ + source.at;
+      for (int step = begin; step < end; ++step) {
+        const std::int64_t k = first_of(stage) + step;
         const bool special = lane == sources_ - 1 && k == special_;
         bulk_copy(to, special ? header_->before : source.first + k * source.step, source.bytes,
                   full);
@@ -219,9 +236,9 @@ class Ring {
 
   RingHeader* header_;
   char* slots_;
-  int stage_steps_;
+  int stage_steps_, lead_;
   bool bulk_;
-  std::int64_t steps_, stages_;
+  std::int64_t places_, stages_;
   std::int64_t special_ = -1;
   int sources_ = 0;
   unsigned step_bytes_ = 0, copied_ = 0;
@@ -276,7 +293,7 @@ __device__ __forceinline__ RingLane<T> make_ring_lane(const ScanArgs& a, const S
   return lane;
 }
 
-/// Bit g: whether step k + g is padded, g < count.
+/// Bit g: whether step k + g is padded, or before the walk's first; g < count.
 template <class T>
 __device__ __forceinline__ unsigned ring_padding(const Walk<T>& w, std::int64_t k, int count) {
   unsigned bits = 0;
@@ -354,7 +371,8 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
   PENSTOCK_SHARED_MEMORY(RingHeader, header);
   const std::int64_t chunk = blockIdx.y;
   if (needless(chunks)) return;
-  const RingLane<T> lane = make_ring_lane<T>(a, span_of(a, chunks, chunk, false), false);
+  const Span span = span_of(a, chunks, chunk, false);
+  const RingLane<T> lane = make_ring_lane<T>(a, span, false);
   const Walk<T>& w = lane.walk;
   Ring ring(header, shape, w.count);
   const RingPlaces places = add_inputs(ring, lane);
@@ -374,7 +392,8 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
 
   const bool store_y = lane.active && y != nullptr;
   const bool store_c = lane.active && c_out != nullptr;
-  std::int64_t y_at = 0, c_at = 0;
+  const bool store_each = store_c && a.dims.keep == 1;
+  std::int64_t y_at = 0, c_at = first_kept(a, chunks, chunk, span) * w.c_step;
   const auto take = [&](const RingLoaded<T>& now, bool padded) {
     RingValues<T, kWidth> h = {};
     if (!padded) {
@@ -388,34 +407,51 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
       last = h;
     }
     if (store_y) *reinterpret_cast<RingValues<T, kWidth>*>(y + y_at) = h;
-    if (store_c) *reinterpret_cast<RingValues<S, kWidth>*>(c_out + c_at) = c;
+    if (store_each) *reinterpret_cast<RingValues<S, kWidth>*>(c_out + c_at) = c;
     y_at += w.row_step;
-    c_at += w.c_step;
+    if (store_each) c_at += w.c_step;
   };
 
+  // Steps until one before which the state is kept, if not each state is; an even number.
+  const bool keep_some = c_out != nullptr && a.dims.keep > 1;
+  int until = keep_some ? steps_to_kept(a, chunk) : 0;
   for (std::int64_t stage = 0; stage < ring.stages(); ++stage) {
-    const int count = ring.steps_of(stage);
-    const unsigned padding = ring_padding(w, stage * ring.stage_steps(), count);
+    const int count = ring.end_of(stage);
+    const unsigned padding = ring_padding(w, ring.first_of(stage), count);
     ring.wait(stage);
-    if (padding == 0 && count % 2 == 0) {
-      // Two steps without a branch, so that loads, stores and addresses find their place in the
-      // waits of the recurrence; the next two are loaded meanwhile.
-      RingLoaded<T> next[2];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) next[j] = ring_load_inputs(lane, places, ring.at(stage, j));
-      for (int g = 0; g < count; g += 2) {
-        const RingLoaded<T> now[2] = {next[0], next[1]};
-        const int ahead = g + 2 < count ? g + 2 : g;
+    for (int begin = 0, end = 0; begin < count; begin = end) {
+      end = count;
+      if (keep_some) {
+        if (until == 0) {
+          if (store_c) *reinterpret_cast<RingValues<S, kWidth>*>(c_out + c_at) = c;
+          c_at += w.c_step;
+          until = static_cast<int>(a.dims.keep);
+        }
+        if (until < count - begin) end = begin + until;
+        until -= end - begin;
+      }
+      if (padding == 0 && (end - begin) % 2 == 0) {
+        // Two steps without a branch, so that loads, stores and addresses find their place in the
+        // waits of the recurrence; the next two are loaded meanwhile.
+        RingLoaded<T> next[2];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          next[j] = ring_load_inputs(lane, places, ring.at(stage, ahead + j));
+          next[j] = ring_load_inputs(lane, places, ring.at(stage, begin + j));
         }
-        take(now[0], false);
-        take(now[1], false);
-      }
-    } else {
-      for (int g = 0; g < count; ++g) {
-        take(ring_load_inputs(lane, places, ring.at(stage, g)), (padding >> g & 1u) != 0);
+        for (int g = begin; g < end; g += 2) {
+          const RingLoaded<T> now[2] = {next[0], next[1]};
+          const int ahead = g + 2 < end ? g + 2 : g;
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            next[j] = ring_load_inputs(lane, places, ring.at(stage, ahead + j));
+          }
+          take(now[0], false);
+          take(now[1], false);
+        }
+      } else {
+        for (int g = begin; g < end; ++g) {
+          take(ring_load_inputs(lane, places, ring.at(stage, g)), (padding >> g & 1u) != 0);
+        }
       }
     }
     ring.release(stage);
@@ -428,6 +464,69 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
     if (h_last != nullptr) h_last[j] = last.v[j];
   }
 }
+
+/// What a thread of a backward scan sums up over time, for each of its channels.
+template <class T>
+struct RingSums {
+  using S = state_t<T>;
+  static constexpr int kWidth = kRingWidth<T>;
+  S dv_f[kWidth] = {}, dv_r[kWidth] = {}, db_f[kWidth] = {}, db_r[kWidth] = {}, dmask[kWidth] = {};
+
+  __device__ __forceinline__ void add(int j, const sru_cell::Backward<Fast>& out, S c_prev) {
+    dv_f[j] += out.du1 * Fast(c_prev);
+    dv_r[j] += out.du2 * Fast(c_prev);
+    db_f[j] += out.du1;
+    db_r[j] += out.du2;
+    dmask[j] += out.dmask;
+  }
+  /// dparams is (4, chunks, parts·B, dirs·H).
+  __device__ __forceinline__ void store(const BackwardScan& a, const Chunks& chunks,
+                                        std::int64_t chunk, const Walk<T>& w) const {
+    const std::int64_t plane = a.dims.states() * a.dims.width();
+    S* sums = static_cast<S*>(a.dparams) + chunk * plane + w.state_at;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      sums[j] += dv_f[j];
+      sums[chunks.count * plane + j] += dv_r[j];
+      sums[2 * chunks.count * plane + j] += db_f[j];
+      sums[3 * chunks.count * plane + j] += db_r[j];
+      if (a.dmask == nullptr) continue;
+      if (chunks.count == 1) {
+        static_cast<S*>(a.dmask)[w.state_at + j] += dmask[j];
+      } else {
+        mask_sums<T>(a, chunks)[chunk * plane + w.state_at + j] = dmask[j];
+      }
+    }
+  }
+};
+
+/// Where a backward scan's thread writes a step's gradients.
+template <class T>
+struct RingGradients {
+  using Values = RingValues<T, kRingWidth<T>>;
+  T* du;  // of the present step; so is what follows
+  T* dskip;
+  std::int64_t dskip_step;
+  bool store_du, store_dskip;
+
+  __device__ __forceinline__ RingGradients(const BackwardScan& a, const Walk<T>& w, bool active)
+      : du(static_cast<T*>(a.du.data) + w.u_at), store_du(active) {
+    const SkipGradient<T> skip = skip_gradient(a, w);
+    dskip = skip.first;
+    dskip_step = skip.step;
+    store_dskip = active && dskip != nullptr;
+  }
+  /// Then goes to the next step.
+  __device__ __forceinline__ void store(const Walk<T>& w, const Values& du0, const Values& du1,
+                                        const Values& du2, const Values& dx) {
+    if (store_du) *reinterpret_cast<Values*>(du) = du0;
+    if (store_du) *reinterpret_cast<Values*>(du + w.gate) = du1;
+    if (store_du) *reinterpret_cast<Values*>(du + 2 * w.gate) = du2;
+    if (store_dskip) *reinterpret_cast<Values*>(dskip) = dx;
+    du += w.u_step;
+    dskip += dskip_step;
+  }
+};
 
 // The backward scan (sru_backward_kernel) through a ring. Work split, limits, launch: as forward.
 template <class T, Activation A>
@@ -454,24 +553,22 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
   ring.exception(gradients.first, gradients.before);
   if (!ring.start()) return;
 
-  T* du = static_cast<T*>(a.du.data) + w.u_at;
-  SkipGradient<T> dskip = skip_gradient(a, w);
+  RingGradients<T> to(a, w, lane.active);
+  RingSums<T> sums;
   const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
   S* state = static_cast<S*>(a.dc_state) + w.state_at;
-  S dc[kWidth], dh_last[kWidth], dv_f[kWidth], dv_r[kWidth], db_f[kWidth], db_r[kWidth],
-      dmask[kWidth];
+  S dc[kWidth], dh_last[kWidth];
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
     dc[j] = state_before<T>(a, chunks, lane.i + j, chunk, state + j);
     dh_last[j] =
         a.dh_last == nullptr ? S(0) : widen(static_cast<const T*>(a.dh_last)[w.state_at + j]);
-    dv_f[j] = dv_r[j] = db_f[j] = db_r[j] = dmask[j] = S(0);
   }
   States c = *reinterpret_cast<const States*>(gradients.c);
 
   for (std::int64_t stage = 0; stage < ring.stages(); ++stage) {
-    const std::int64_t k0 = stage * ring.stage_steps();
-    const int count = ring.steps_of(stage);
+    const std::int64_t k0 = ring.first_of(stage);
+    const int count = ring.end_of(stage);
     const unsigned padding = ring_padding(w, k0, count);
     ring.wait(stage);
     for (int g = 0; g < count; ++g) {
@@ -490,11 +587,7 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
           const auto out = sru_cell::backward<A, Fast>(
               ring_inputs(lane, now, j), lane.parameters[j], c_prev.v[j], c.v[j], dh, dc[j], site);
           dc[j] = out.dc_prev;
-          dv_f[j] += out.du1 * Fast(c_prev.v[j]);
-          dv_r[j] += out.du2 * Fast(c_prev.v[j]);
-          db_f[j] += out.du1;
-          db_r[j] += out.du2;
-          dmask[j] += out.dmask;
+          sums.add(j, out, c_prev.v[j]);
           du0.v[j] = narrow<T>(out.du0);
           du1.v[j] = narrow<T>(out.du1);
           du2.v[j] = narrow<T>(out.du2);
@@ -502,37 +595,228 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
         }
       }
       c = c_prev;
-      if (lane.active) {
-        *reinterpret_cast<Values*>(du) = du0;
-        *reinterpret_cast<Values*>(du + w.gate) = du1;
-        *reinterpret_cast<Values*>(du + 2 * w.gate) = du2;
-        du += w.u_step;
-        if (dskip.first != nullptr) {
-          *reinterpret_cast<Values*>(dskip.first) = dx;
-          dskip.first += dskip.step;
-        }
-      }
+      to.store(w, du0, du1, du2, dx);
     }
     ring.release(stage);
   }
   if (!lane.active) return;
-  // (4, chunks, parts·B, dirs·H)
-  const std::int64_t plane = a.dims.states() * a.dims.width();
-  S* sums = static_cast<S*>(a.dparams) + chunk * plane + w.state_at;
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
     if (chunk == chunks.count - 1) state[j] = dc[j];
-    sums[j] += dv_f[j];
-    sums[chunks.count * plane + j] += dv_r[j];
-    sums[2 * chunks.count * plane + j] += db_f[j];
-    sums[3 * chunks.count * plane + j] += db_r[j];
-    if (a.dmask == nullptr) continue;
-    if (chunks.count == 1) {
-      static_cast<S*>(a.dmask)[w.state_at + j] += dmask[j];
-    } else {
-      mask_sums<T>(a, chunks)[chunk * plane + w.state_at + j] = dmask[j];
-    }
   }
+  sums.store(a, chunks, chunk, w);
+}
+
+/// Blocks of a multiprocessor, of the kernel below: no more have their stages of 8 steps in shared
+/// memory together.
+constexpr int kKeptRingBlocks = 4;
+
+/// What is found again of a step, each of the thread's channels: the state before it, and then its
+/// forget gate.
+template <class T>
+using RingFound = RingValues<state_t<T>, 2 * kRingWidth<T>>;
+
+/// Shared memory that it takes, after the ring.
+template <class T>
+std::size_t ring_found_bytes(int stage_steps) {
+  return static_cast<std::size_t>(stage_steps) * kRingThreads * sizeof(RingFound<T>);
+}
+
+// The backward scan through a ring, from states of which forward kept one every stage_steps steps.
+//
+// A stage of the ring is the steps between two states kept, so the first stage may be short. While
+// the steps of one stage are taken, from the last to the first, those of the next stage are gone
+// through from its first to its last: their states are found again from the one kept before them,
+// by forward's own arithmetic, so with its bits. The two have nothing to do with each other, and
+// each waits out the other's latency; the forget gate is kept along with the state, so it is
+// computed once. In turn g both use one entry of `found`: the step at place g of this stage reads
+// what was found, and then the step at place stage_steps - 1 - g of the next leaves its own there,
+// which makes the entries' order the other way round from stage to stage.
+//
+// Work split: as forward, and no chunks of time. Traffic per step and channel, in elements: u0 u1
+// u2 x' dy in, du0 du1 du2 dx' out, and 1 / stage_steps of a state in. Limits: as forward; the
+// range has all steps. Invariants: as sru_backward_kernel. Launch: RingShape::threads, ring_bytes
+// and then ring_found_bytes of shared memory. The activation is a branch at run time that all
+// threads take alike, so there is one kernel for each element type.
+template <class T>
+__global__ void __launch_bounds__(kRingBlockThreads, kKeptRingBlocks)
+    sru_backward_kept_ring_kernel(BackwardScan a, RingShape shape) {
+  using S = state_t<T>;
+  using V = value_t<T>;
+  using Values = RingValues<T, kRingWidth<T>>;
+  using States = RingValues<S, kRingWidth<T>>;
+  using Found = RingFound<T>;
+  constexpr int kWidth = kRingWidth<T>;
+  PENSTOCK_SHARED_MEMORY(RingHeader, header);
+  const Chunks whole = {a.dims.steps};
+  const Span span = span_of(a, whole, 0, true);
+  const RingLane<T> lane = make_ring_lane<T>(a, span, true);
+  const Walk<T>& w = lane.walk;
+  const Gradients<T> gradients = make_gradients(a, w, span);
+  const int steps = shape.stage_steps;
+  // What is missing to whole stages, of a power of two of steps.
+  Ring ring(header, shape, w.count, static_cast<int>(-w.count & (steps - 1)));
+  RingPlaces places = add_inputs(ring, lane);
+  if (gradients.dy != nullptr) {
+    places.dy = ring.add(gradients.dy, gradients.dy_step, sizeof(T), kRingRow<T>,
+                         lane.channels * sizeof(T));
+  }
+  Found* found = reinterpret_cast<Found*>(ring.end()) + threadIdx.x;
+  if (!ring.start()) return;
+
+  RingGradients<T> to(a, w, lane.active);
+  RingSums<T> sums;
+  const AnyActivation activation = {a.activation};
+  const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
+  S* state = static_cast<S*>(a.dc_state) + w.state_at;
+  S dc[kWidth], dh_last[kWidth];
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    dc[j] = state[j];
+    dh_last[j] =
+        a.dh_last == nullptr ? S(0) : widen(static_cast<const T*>(a.dh_last)[w.state_at + j]);
+  }
+
+  // The state before a stage's steps.
+  const auto kept_before = [&](std::int64_t stage) {
+    const bool first_steps = stage + 1 >= ring.stages();
+    return *reinterpret_cast<const States*>(first_steps ? gradients.before
+                                                        : gradients.c + stage * gradients.c_step);
+  };
+  States again = kept_before(0);  // where finding again has come to
+  const auto find = [&](const Values& u0, const Values& u1, bool padded, Found* entry) {
+    Found here;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      sru_cell::Inputs<V> in = {};
+      in.u0 = widen(u0.v[j]);
+      in.u1 = widen(u1.v[j]);
+      const V c_prev = again.v[j];
+      const V f = sru_cell::forget_gate(in, lane.parameters[j], c_prev);
+      here.v[j] = c_prev;
+      here.v[kWidth + j] = f;
+      if (!padded) again.v[j] = sru_cell::next_state(in, c_prev, f);
+    }
+    *entry = here;
+  };
+
+  struct Loaded {
+    RingLoaded<T> in;
+    Values dy = {};
+  };
+  const auto load = [&](const char* step) {
+    Loaded l;
+    l.in.u0 = ring_load<Values>(step, places.u0);
+    l.in.u2 = ring_load<Values>(step, places.u2);
+    l.in.u1 = l.in.skip = {};
+    if (w.skip != nullptr) l.in.skip = ring_load<Values>(step, places.skip);
+    if (gradients.dy != nullptr) l.dy = ring_load<Values>(step, places.dy);
+    return l;
+  };
+  States c = {};
+  const auto take = [&](const Loaded& now, const Found& here, bool padded, bool last) {
+    Values du0 = {}, du1 = {}, du2 = {}, dx = {};
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const S c_prev = here.v[j];
+      if (!padded) {
+        S dh = widen(now.dy.v[j]);
+        if (last) dh += dh_last[j];
+        const auto out = sru_cell::backward_of_gate<AnyActivation, V>(
+            activation, ring_inputs(lane, now.in, j), lane.parameters[j], c_prev, c.v[j],
+            here.v[kWidth + j], dh, dc[j], site);
+        dc[j] = out.dc_prev;
+        sums.add(j, out, c_prev);
+        du0.v[j] = narrow<T>(out.du0);
+        du1.v[j] = narrow<T>(out.du1);
+        du2.v[j] = narrow<T>(out.du2);
+        dx.v[j] = narrow<T>(Fast(w.skip_scale) * out.dskip);
+      }
+      c.v[j] = c_prev;
+    }
+    to.store(w, du0, du1, du2, dx);
+  };
+
+  // The first stage's states are found ahead of all, those kept are on their way two stages ahead.
+  unsigned padding = ring_padding(w, ring.first_of(0), steps);
+  States kept = {}, kept_after = {};
+  if (ring.stages() > 1) kept = kept_before(1);
+  if (ring.stages() > 2) kept_after = kept_before(2);
+  ring.wait(0);
+  for (int place = steps - 1; place >= ring.begin_of(0); --place) {
+    const char* step = ring.at(0, place);
+    find(ring_load<Values>(step, places.u0), ring_load<Values>(step, places.u1),
+         (padding >> place & 1u) != 0, found + place * kRingThreads);
+  }
+  c = again;
+
+  for (std::int64_t stage = 0; stage < ring.stages(); ++stage) {
+    const bool more = stage + 1 < ring.stages();
+    const bool turned = stage % 2 != 0;
+    const std::int64_t k0 = ring.first_of(stage);
+    int last = -1;  // the place that dh_last belongs to
+    if (a.dh_last != nullptr && w.valid_begin >= k0 && w.valid_begin < k0 + steps) {
+      last = static_cast<int>(w.valid_begin - k0);
+    }
+    unsigned padding_next = 0;
+    again = kept;
+    kept = kept_after;
+    if (stage + 3 < ring.stages()) kept_after = kept_before(stage + 3);
+    if (more) {
+      padding_next = ring_padding(w, ring.first_of(stage + 1), steps);
+      ring.wait(stage + 1);
+    }
+    if (more && padding == 0 && padding_next == 0) {
+      // Two steps at a time; what they read is loaded while the two before them are taken.
+      const int way = turned ? -kRingThreads : kRingThreads;
+      Found* entry = found + (turned ? (steps - 1) * kRingThreads : 0);
+      struct Both {
+        Loaded own;
+        Found here;
+        Values u0, u1;
+      };
+      const auto load_both = [&](int g) {
+        const char* other = ring.at(stage + 1, steps - 1 - g);
+        Both b;
+        b.own = load(ring.at(stage, g));
+        b.here = found[(turned ? steps - 1 - g : g) * kRingThreads];
+        b.u0 = ring_load<Values>(other, places.u0);
+        b.u1 = ring_load<Values>(other, places.u1);
+        return b;
+      };
+      Both next[2] = {load_both(0), load_both(1)};
+      for (int g = 0; g < steps; g += 2) {
+        const Both now[2] = {next[0], next[1]};
+        const int ahead = g + 2 < steps ? g + 2 : g;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) next[j] = load_both(ahead + j);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          find(now[j].u0, now[j].u1, false, entry);
+          take(now[j].own, now[j].here, false, g + j == last);
+          entry += way;
+        }
+      }
+    } else {
+      for (int g = 0; g < steps; ++g) {
+        Found* entry = found + (turned ? steps - 1 - g : g) * kRingThreads;
+        if (g >= ring.begin_of(stage)) {
+          take(load(ring.at(stage, g)), *entry, (padding >> g & 1u) != 0, g == last);
+        }
+        if (!more) continue;
+        const int place = steps - 1 - g;
+        const char* step = ring.at(stage + 1, place);
+        find(ring_load<Values>(step, places.u0), ring_load<Values>(step, places.u1),
+             (padding_next >> place & 1u) != 0, entry);
+      }
+    }
+    padding = padding_next;
+    ring.release(stage);
+  }
+  if (!lane.active) return;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) state[j] = dc[j];
+  sums.store(a, whole, 0, w);
 }
 
 }  // namespace penstock::cuda::sru_scans

@@ -52,6 +52,26 @@ __device__ __forceinline__ Fast tanh(Fast x) { return ::tanhf(x.v); }
 __device__ __forceinline__ Fast where_positive(Fast x, Fast a, Fast b) {
   return x.v > 0.0f ? a : b;
 }
+__device__ __forceinline__ Fast multiply_add(Fast a, Fast b, Fast c) {
+  return __fmaf_rn(a.v, b.v, c.v);
+}
+
+/// An activation that is known when the kernel runs.
+struct AnyActivation {
+  Activation which;
+  template <class V>
+  __device__ __forceinline__ V value(V c) const {
+    V g = which == Activation::kRelu ? sru_cell::activate<Activation::kRelu>(c) : c;
+    if (which == Activation::kTanh) g = sru_cell::activate<Activation::kTanh>(c);
+    return g;
+  }
+  template <class V>
+  __device__ __forceinline__ V gradient(V dy, V c, V g) const {
+    const V of_tanh = sru_cell::activation_gradient<Activation::kTanh>(dy, c, g);
+    const V of_relu = sru_cell::activation_gradient<Activation::kRelu>(dy, c, g);
+    return which == Activation::kTanh ? of_tanh : which == Activation::kRelu ? of_relu : dy;
+  }
+};
 
 /// What the cell computes with, for arrays of T.
 template <class T>
@@ -62,6 +82,7 @@ using value_t = std::conditional_t<sizeof(T) == 8, double, Fast>;
 struct Chunks {
   std::int64_t steps = 0;
   std::int64_t count = 1;
+  std::int64_t kept = 1;       // states kept for backward in a chunk's steps, where not each is
   std::int64_t folds = 0;      // where the folds to join begin: fold_of's number of the first
   unsigned* failed = nullptr;  // set where the states before chunks turn out to be wrong; or null:
                                // they cannot be
@@ -82,6 +103,17 @@ __device__ __forceinline__ Span span_of(const ScanArgs& a, const Chunks& chunks,
   s.begin = backward ? a.range.step_end - to : a.range.step_begin + from;
   s.end = backward ? a.range.step_end - from : a.range.step_begin + to;
   return s;
+}
+
+/// The first state that a forward walk keeps, counted from the sequence's first.
+__device__ __forceinline__ std::int64_t first_kept(const ScanArgs& a, const Chunks& chunks,
+                                                   std::int64_t chunk, const Span& span) {
+  if (a.dims.keep == 1) return span.begin;
+  return chunk == 0 ? 0 : chunk * chunks.kept - 1;
+}
+/// Steps of a chunk until the first before which the state is kept, where not each state is.
+__device__ __forceinline__ int steps_to_kept(const ScanArgs& a, std::int64_t chunk) {
+  return chunk == 0 ? static_cast<int>(a.dims.keep) : 0;
 }
 
 /// One channel of one sequence: where its elements are, and how far apart in processing order.
@@ -106,7 +138,7 @@ struct Walk {
   // Offsets of the first step in arrays of these layouts, and the distance between steps.
   std::int64_t u_at = 0;                  // like u and du
   std::int64_t row_at = 0, row_step = 0;  // (rows, dirs·H)
-  std::int64_t c_at = 0, c_step = 0;      // the states' plane
+  std::int64_t c_at = 0, c_step = 0;      // the states' plane: of the first kept, and to the next
   std::int64_t state_at = 0;              // (parts·B, dirs·H)
   std::int64_t param_at = 0;              // (dirs, 2, H), first gate
 
@@ -156,8 +188,10 @@ __device__ __forceinline__ Walk<T> make_walk(const ScanArgs& a, std::int64_t i, 
   w.state_at = state_row * width + dir * a.dims.hidden + channel;
   w.row_at = row * width + dir * a.dims.hidden + channel;
   w.row_step = time_step * batch * width;
-  w.c_at = row * a.c.row_stride + local_dir * a.c.dir_stride + local_channel;
-  w.c_step = time_step * batch * a.c.row_stride;
+  // In processing order, whatever the direction.
+  w.c_at = (part * a.dims.kept_steps * batch + b) * a.c.row_stride + local_dir * a.c.dir_stride +
+           local_channel;
+  w.c_step = batch * a.c.row_stride;
   if (a.dims.skip_from_x) {
     w.skip = static_cast<const T*>(a.x) + w.row_at;
     w.skip_step = w.row_step;
@@ -285,7 +319,7 @@ struct Gradients {
   const T* dy;
   std::int64_t dy_step;
   S dh_last;
-  const S* c;  // of the walk's first step
+  const S* c;  // after the walk's first step; where not each state is kept, the last one kept
   std::int64_t c_step;
   const S* before;     // the state before the walk's last step, if it is not the next one in c
   std::int64_t first;  // that step
@@ -300,8 +334,9 @@ __device__ __forceinline__ Gradients<T> make_gradients(const BackwardScan& a, co
   g.dy_step = w.row_step;
   // In a walk from the last step to the first, the last valid step is the first that counts.
   g.dh_last = a.dh_last == nullptr ? S(0) : widen(static_cast<const T*>(a.dh_last)[w.state_at]);
-  g.c = static_cast<const S*>(a.c.data) + w.c_at;
-  g.c_step = w.c_step;
+  const std::int64_t newest = a.dims.keep == 1 ? span.end - 1 : a.dims.kept_steps - 1;
+  g.c = static_cast<const S*>(a.c.data) + w.c_at + newest * w.c_step;
+  g.c_step = -w.c_step;
   // What came before the sequence's first step is c0, else one step further on the walk.
   g.before = static_cast<const S*>(a.c0) + w.state_at;
   g.first = span.begin == 0 ? w.count - 1 : -1;

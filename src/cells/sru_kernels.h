@@ -31,6 +31,12 @@ struct Dims {
   DataType state = DataType::kFloat32;    // of c and its gradient
   bool independent_rows = false;          // no row of u or dx may depend on how many rows there are
   bool linear = false;                    // v = 0: c is linear in the c before it
+  // Steps, in processing order, between two states that the forward scan keeps for the backward
+  // scan, which finds the others again; 1: it keeps that after each step (Kernels::keep).
+  std::int64_t keep = 1;
+  // States kept of a channel and part; with `keep` > 1, those before steps keep, 2 keep, …
+  std::int64_t kept_steps = 0;
+  std::int64_t kept_rows() const { return parts * kept_steps * batch; }
 };
 
 /// How a backend cuts the work. Each group of channels goes through time on its own: matrix product
@@ -87,7 +93,8 @@ struct ScanArgs {
   const void* weight_c = nullptr;  // (dirs, 2, H) compute type
   const void* bias = nullptr;      // (dirs, 2, H) compute type
   const void* mask_c = nullptr;    // (B, dirs·H) compute type, or null
-  Plane c;                         // state type, every step's state, all rows; data may be null
+  Plane c;                         // state type, kept_rows() rows, in an order that is the
+                                   // backend's own; data may be null
   void* scratch = nullptr;         // Kernels::scratch_bytes, the range's own; its content is lost
 
   PENSTOCK_HOST_DEVICE bool reversed(std::int64_t dir) const { return first_reverse || dir == 1; }
@@ -147,6 +154,9 @@ struct BackwardScan : ScanArgs {
 
 struct Kernels {
   Plan (*plan)(const Dims&);
+  /// Dims::keep, a function of the other dimensions but `steps`, `linear` and `independent_rows`,
+  /// so that forward, backward and whoever asks for sizes agree on it.
+  std::int64_t (*keep)(const Context&, const Dims&);
   void (*forward)(const Context&, const ForwardScan&);
   /// Steps of the range from the last to the first.
   void (*backward)(const Context&, const BackwardScan&);

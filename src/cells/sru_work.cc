@@ -19,14 +19,13 @@ namespace {
 /// Where the parts of the reserve lie.
 struct Reserve {
   void* u = nullptr;  // all rows, compute type
-  void* c = nullptr;  // all rows, state type
+  void* c = nullptr;  // kept rows, state type
   std::size_t bytes = 0;
 
   Reserve(const Context& ctx, const Dims& d, void* base) {
     Carver carver(base, ctx.backend().alignment);
-    const auto values = static_cast<std::size_t>(d.rows() * d.width());
-    u = carver.take(values * static_cast<std::size_t>(d.blocks) * size_of(d.compute));
-    c = carver.take(values * size_of(d.state));
+    u = carver.take(static_cast<std::size_t>(d.rows() * d.width() * d.blocks) * size_of(d.compute));
+    c = carver.take(static_cast<std::size_t>(d.kept_rows() * d.width()) * size_of(d.state));
     bytes = carver.bytes();
   }
 };
@@ -282,6 +281,10 @@ class Run {
     p.dir_stride = blocks * g.channels;
     return p;
   }
+  /// A group's states in the reserve.
+  Plane kept_states(void* c, const Group& g) const {
+    return plane(advance(c, g.offset / dims_.blocks * dims_.kept_rows(), state_size()), g, 1);
+  }
   std::int64_t windows() const {
     return (chunks() + plan_.window - 1) / std::max<std::int64_t>(1, plan_.window);
   }
@@ -448,7 +451,7 @@ class ForwardRun : public Run {
     scan.h_last = h_last_;
     scan.scratch = scratch_;
     if (work_.need_grad) {
-      scan.c = plane(advance(c_all_, g.offset / dims_.blocks * dims_.rows(), state_size()), g, 1);
+      scan.c = kept_states(c_all_, g);
     }
     kernels_.forward(ctx_, scan);
   }
@@ -573,7 +576,7 @@ class BackwardRun : public Run {
     BackwardScan scan;
     fill(scan, g, c);
     scan.u = plane(advance(u_, u_at(g, c), compute_size()), g, dims_.blocks);
-    scan.c = plane(advance(c_, g.offset / dims_.blocks * dims_.rows(), state_size()), g, 1);
+    scan.c = kept_states(c_, g);
     scan.c0 = c0_;
     scan.dy = dy_;
     scan.dh_last = dh_last_;

@@ -13,7 +13,7 @@
 namespace penstock {
 
 /// Bumped whenever a layout below changes; a plugin built for another number is refused.
-constexpr std::uint32_t kBackendAbi = 4;
+constexpr std::uint32_t kBackendAbi = 5;
 
 /// Address boundary that a reserve starts at. XLA aligns arrays, one of which a reserve is there,
 /// to 64 bytes on the CPU and to 128 on CUDA.

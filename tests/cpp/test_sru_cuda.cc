@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 
@@ -20,20 +19,6 @@ namespace {
 using cuda::sru_scan_plan;
 using cuda::SruScanPlan;
 using cuda::SruScanProblem;
-
-/// An environment variable for the length of a scope.
-class Setting {
- public:
-  Setting(const char* name, const std::string& value) : name_(name) {
-    setenv(name, value.c_str(), 1);
-  }
-  ~Setting() { unsetenv(name_); }
-  Setting(const Setting&) = delete;
-  Setting& operator=(const Setting&) = delete;
-
- private:
-  const char* name_;
-};
 
 bool same_bits(const SruResults& a, const SruResults& b) {
   for (const SruResult& r : kSruResults) {
@@ -90,6 +75,58 @@ TEST(SruPlan, PredictsNoMoreTimeThanForOneChunk) {
     for (std::int64_t walks : {64, 512, 4096, 16384, 1 << 20}) {
       const SruScanProblem p = problem(true, false, steps, walks);
       EXPECT_LE(sru_scan_plan(p).nanoseconds, sru_scan_plan(p, 1).nanoseconds);
+    }
+  }
+}
+
+TEST(SruPlan, KeepsFewStatesWhereChannelsAreMany) {
+  EXPECT_EQ(cuda::sru_keep_steps(true, 32 * 512), cuda::kSruKeepSteps);
+  EXPECT_EQ(cuda::sru_keep_steps(true, cuda::kSruKeepChannels), cuda::kSruKeepSteps);
+  EXPECT_EQ(cuda::sru_keep_steps(true, cuda::kSruKeepChannels - 1), 1);
+  EXPECT_EQ(cuda::sru_keep_steps(false, 1 << 20), 1);
+  EXPECT_EQ(cuda::sru_keep_steps(false, 1, 4), 4);
+  EXPECT_EQ(cuda::sru_keep_steps(true, 1 << 20, 1), 1);
+  EXPECT_EQ(cuda::sru_keep_steps(true, 1 << 20, 3), cuda::kSruKeepSteps);
+}
+
+// By the planner's own times, what it does with few states is no slower than with all of them where
+// it keeps few, and where it keeps all, that is what lets it cut long scans.
+TEST(SruPlan, KeepsFewStatesWhereThatIsPredictedToPay) {
+  const auto both = [](SruScanProblem p, int keep) {
+    p.keep = keep;
+    p.backward = false;
+    const double forward = sru_scan_plan(p, 1).nanoseconds;
+    p.backward = true;
+    return forward + sru_scan_plan(p).nanoseconds;
+  };
+  for (const int bytes : {2, 4}) {
+    for (const std::int64_t steps : {8, 512, 2048, 32768}) {
+      for (const std::int64_t walks : {8192, 16384, 32768, 1 << 20}) {
+        SruScanProblem p = problem(true, false, steps, walks);
+        p.ring = true, p.value_bytes = bytes;
+        EXPECT_LT(both(p, cuda::kSruKeepSteps), both(p, 1)) << steps << " " << walks;
+      }
+    }
+    SruScanProblem p = problem(true, false, 32768, 2048);
+    p.ring = true, p.value_bytes = bytes;
+    EXPECT_GT(both(p, cuda::kSruKeepSteps), both(p, 1));
+  }
+}
+
+TEST(SruPlan, ChunksBeginWithAStateThatIsKept) {
+  for (const int keep : {2, 4, 8}) {
+    for (const std::int64_t steps : {1, 5, 8, 37, 513, 32768}) {
+      for (const std::int64_t forced : {1, 2, 3, 7, 64}) {
+        SruScanProblem p = problem(false, true, steps, 512);
+        p.keep = keep;
+        const SruScanPlan plan = sru_scan_plan(p, forced);
+        EXPECT_TRUE(plan.chunks == 1 || plan.chunk_steps % keep == 0);
+        EXPECT_LE(plan.chunk_steps, steps);
+        EXPECT_GE(plan.chunks * plan.chunk_steps, steps);
+        EXPECT_TRUE(plan.chunks == 1 || (plan.chunks - 1) * plan.chunk_steps < steps);
+        p.backward = true;
+        EXPECT_EQ(sru_scan_plan(p, forced).chunks, 1);
+      }
     }
   }
 }
@@ -288,6 +325,139 @@ TEST_P(SruScans, NewtonsMethodSucceedsWhereChunksForget) {
       unsigned failed = 2;
       std::memcpy(&failed, workspace.data() + workspace.size() - scratch + folds, sizeof failed);
       EXPECT_EQ(failed, forgetful ? 0u : 1u) << name_of(dtype);
+    }
+  }
+}
+
+// ---- few states kept
+// -----------------------------------------------------------------------------
+
+/// Shapes for a ring and others, of several lengths and with every option somewhere.
+std::vector<SruShape> kept_shapes() {
+  std::vector<SruShape> all = ring_shapes();
+  int i = 0;
+  for (SruShape& s : all) {
+    if (!s.dy) continue;  // over more steps than a few, dc0 vanishes
+    const std::int64_t steps[] = {1, 7, 8, 9, 16, 43};
+    s.steps = steps[i++ % 6];
+    s.weight_c = i % 4 != 0;
+  }
+  for (SruShape& s : shapes()) {
+    if (s.hidden == 50 || s.steps < 37) all.push_back(s);
+  }
+  return all;
+}
+
+TEST_P(SruScans, FromFewStatesAgreeWithReference) {
+  for (const SruShape& s : kept_shapes()) {
+    for (DataType dtype :
+         {DataType::kFloat32, DataType::kFloat64, DataType::kFloat16, DataType::kBFloat16}) {
+      const SruValues v = random_values(s, dtype, 29);
+      const SruResults expected = reference(s, v);
+      for (const char* keep : {"2", "4", "8"}) {
+        for (const char* chunks : {"1", "3"}) {  // forward
+          const Setting kept("PENSTOCK_CUDA_SRU_KEEP", keep);
+          const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", chunks);
+          const SruResults got = compute(ctx(), s, v, dtype);
+          for (const SruResult& r : kSruResults) {
+            EXPECT_LE(relative_error(got.*r.values, expected.*r.values),
+                      r.factor * tolerance_of(dtype))
+                << r.name << " " << name_of(dtype) << " keep " << keep << ", " << chunks
+                << " chunks " << s.words();
+          }
+        }
+      }
+    }
+  }
+}
+
+// States that are found again are forward's own, to the bit.
+TEST_P(SruScans, FromFewStatesHaveTheBitsOfAll) {
+  const Setting whole("PENSTOCK_CUDA_SRU_CHUNKS", "1");
+  for (const SruShape& s : kept_shapes()) {
+    for (DataType dtype : {DataType::kFloat32, DataType::kFloat64, DataType::kBFloat16}) {
+      const SruValues v = random_values(s, dtype, 30);
+      const auto keeping = [&](const char* keep) {
+        const Setting kept("PENSTOCK_CUDA_SRU_KEEP", keep);
+        return compute(ctx(), s, v, dtype);
+      };
+      const SruResults all = keeping("1");
+      for (const char* keep : {"2", "4", "8"}) {
+        for (const char* bulk : {"0", "1"}) {
+          const Setting way("PENSTOCK_CUDA_BULK_COPY", bulk);
+          EXPECT_TRUE(same_bits(keeping(keep), all))
+              << keep << " " << name_of(dtype) << " bulk " << bulk << " " << s.words();
+        }
+        const Setting off("PENSTOCK_CUDA_SRU_RING", "0");
+        EXPECT_TRUE(same_bits(keeping(keep), all))
+            << keep << " " << name_of(dtype) << " without a ring " << s.words();
+      }
+    }
+  }
+}
+
+// By Newton's method and in chunks of a linear scan, too, with or without a ring.
+TEST_P(SruScans, FromFewStatesHaveTheSameBitsOnEveryRun) {
+  const Setting kept("PENSTOCK_CUDA_SRU_KEEP", "4");
+  const Setting forced("PENSTOCK_CUDA_SRU_CHUNKS", "5");
+  for (const bool weight_c : {false, true}) {
+    SruShape s;
+    s.steps = 50, s.hidden = 64, s.weight_c = weight_c, s.mask_c = s.lengths = true;
+    const SruValues v = random_values(s, DataType::kFloat32, 31);
+    const SruResults first = compute(ctx(), s, v, DataType::kFloat32);
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_TRUE(same_bits(compute(ctx(), s, v, DataType::kFloat32), first));
+    }
+    const Setting off("PENSTOCK_CUDA_SRU_RING", "0");
+    EXPECT_TRUE(same_bits(compute(ctx(), s, v, DataType::kFloat32), first));
+  }
+}
+
+// Arrays that begin at odd addresses, which a ring cannot take: the same bits again.
+TEST_P(SruScans, FromFewStatesTakeArraysAtOddAddresses) {
+  const Setting kept("PENSTOCK_CUDA_SRU_KEEP", "8");
+  for (DataType dtype : {DataType::kFloat32, DataType::kFloat16}) {
+    SruShape s;
+    s.steps = 21, s.hidden = 128;
+    const SruValues v = random_values(s, dtype, 32);
+    SruCall call(ctx(), s, v, dtype);
+    sru_forward(ctx(), call.forward);
+    sru_backward(ctx(), call.backward);
+    const SruResults expected = call.results();
+    // dy, one element on in an array of its own.
+    Values later = {0.0};
+    later.insert(later.end(), v.dy.begin(), v.dy.end());
+    const Array odd(dtype, {static_cast<std::int64_t>(later.size())}, later);
+    call.backward.dy.data = static_cast<char*>(odd.view().data) + size_of(dtype);
+    sru_backward(ctx(), call.backward);
+    EXPECT_TRUE(same_bits(call.results(), expected)) << name_of(dtype);
+  }
+}
+
+TEST_P(SruScans, KeepLessWhereChannelsAreMany) {
+  if (GetParam() == "cpu") GTEST_SKIP() << "of CUDA alone";
+  for (const DataType dtype : {DataType::kFloat32, DataType::kBFloat16}) {
+    SruShape s;
+    s.steps = 20, s.batch = 48, s.hidden = 128, s.input = 3, s.lengths = true;
+    const SruValues v = random_values(s, dtype, 33);
+    SruCall few(ctx(), s, v, dtype);
+    const auto bytes = [](const SruCall& call) { return call.reserve.view().nbytes(); };
+    const std::int64_t states = s.batch * s.hidden * 4;
+    {
+      const Setting every("PENSTOCK_CUDA_SRU_KEEP", "1");
+      const SruCall all(ctx(), s, v, dtype);
+      EXPECT_EQ(bytes(all) - bytes(few), 18 * states);  // those before steps 8 and 16 are kept
+    }
+    sru_forward(ctx(), few.forward);
+    // What is kept does not depend on what may change until it is used.
+    const bool before = batch_invariant();
+    set_batch_invariant(!before);
+    sru_backward(ctx(), few.backward);
+    set_batch_invariant(before);
+    const SruResults got = few.results(), expected = reference(s, v);
+    for (const SruResult& r : kSruResults) {
+      EXPECT_LE(relative_error(got.*r.values, expected.*r.values), r.factor * tolerance_of(dtype))
+          << r.name << " " << name_of(dtype);
     }
   }
 }

@@ -297,6 +297,26 @@ TEST_P(SruLevel, Sizes) {
   }
 }
 
+// On CUDA with states kept here and there only.
+TEST_P(SruLevel, FromFewStates) {
+  for (const char* keep : {"2", "4", "8"}) {
+    const Setting kept("PENSTOCK_CUDA_SRU_KEEP", keep);
+    for (const std::int64_t hidden : {64, 9}) {
+      for (DataType dtype : kTypes) {
+        for (const std::int64_t time : {10, 61}) {
+          SruShape s;
+          s.batch = 4, s.hidden = hidden;
+          s.direction = hidden == 9 ? Direction::kBidirectional : Direction::kReverse;
+          Problem p = make_problem(time, 3, s, dtype);
+          p.pad = time == 10 ? PadSide::kLeft : PadSide::kRight;
+          p.lengths = {static_cast<double>(time), 0, 1, 6};
+          check(GetParam(), p, dtype);
+        }
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, SruLevel, ::testing::ValuesIn(backend_names()),
                          [](const auto& p) { return p.param; });
 
