@@ -570,24 +570,24 @@ bool aligned(const BackwardScan& a) {
 bool aligned(const ForwardScan& a) { return aligned(a.y); }
 
 /// How to launch a scan through a ring, if it can go through one: `states` of `sources` arrays have
-/// values of state type. A backward scan that is `to_find` states again has stages of as many steps
-/// as lie between those kept.
-template <class T, class Scan>
+/// values of state type. A thread takes W channels. A backward scan that is `to_find` states again
+/// has stages of as many steps as lie between those kept.
+template <class T, int W, class Scan>
 RingShape ring_of(const Context& ctx, const Scan& a, const Chunks& chunks, int sources, int states,
                   bool to_find, LaunchShape* shape) {
   RingShape ring;
   if constexpr (sizeof(T) <= 4) {
     const std::int64_t channels = a.range.channel_end - a.range.channel_begin;
-    const std::int64_t tiles = (channels + kRingChannels<T> - 1) / kRingChannels<T>;
+    const std::int64_t tiles = (channels + kRingChannels<T, W> - 1) / kRingChannels<T, W>;
     const int wanted = setting("PENSTOCK_CUDA_SRU_RING", -1);
     if (wanted == 0 || !ring_takes<T>(channels) || !aligned(a) || !aligned(a.u.data) ||
         !aligned(a.x) || !aligned(a.c.data)) {
       return ring;
     }
     const std::int64_t rows = walks(a) / channels;
-    const auto step_bytes =
-        static_cast<std::size_t>((sources - states) * kRingRow<T> +
-                                 states * kRingChannels<T> * static_cast<int>(sizeof(state_t<T>)));
+    const auto step_bytes = static_cast<std::size_t>((sources - states) * kRingRow<T, W> +
+                                                     states * kRingChannels<T, W> *
+                                                         static_cast<int>(sizeof(state_t<T>)));
     if (to_find) {
       ring.stage_steps = static_cast<int>(a.dims.keep);
     } else if (wanted == 2 || wanted == 4 || wanted == 8) {
@@ -604,7 +604,7 @@ RingShape ring_of(const Context& ctx, const Scan& a, const Chunks& chunks, int s
     shape->block = dim3(ring.threads());
     shape->grid.y = static_cast<unsigned>(chunks.count);
     shape->shared_bytes = ring_bytes(ring.stage_steps, step_bytes) +
-                          (to_find ? ring_found_bytes<T>(ring.stage_steps) : 0);
+                          (to_find ? ring_found_bytes<T, W>(ring.stage_steps) : 0);
     if (setting("PENSTOCK_CUDA_PLAN") != 0) {
       std::fprintf(stderr, "penstock: sru: a ring of %d stages of %d steps, %zu bytes, %s\n",
                    kRingStages, ring.stage_steps, shape->shared_bytes,
@@ -627,7 +627,7 @@ void take_steps(const Context& ctx, const ForwardScan& a, const Chunks& chunks) 
     constexpr Activation kActivation = decltype(activation)::value;
     LaunchShape shape;
     const RingShape ring =
-        ring_of<T>(ctx, a, chunks, 3 + has_skip(a), 0, /*to_find=*/false, &shape);
+        ring_of<T, kRingWidth<T>>(ctx, a, chunks, 3 + has_skip(a), 0, /*to_find=*/false, &shape);
     if constexpr (sizeof(T) <= 4) {
       if (ring.stage_steps > 0) {
         return launch(ctx, "sru_forward_ring", sru_forward_ring_kernel<T, kActivation>, shape, a,
@@ -677,20 +677,29 @@ void forward(const Context& ctx, const ForwardScan& a) {
   take_steps(ctx, a, chunks);
 }
 
-/// From states of which forward kept a few.
+/// From states of which forward kept a few, through a ring; false if it cannot go through one.
+template <class T, int W>
+bool backward_through_ring(const Context& ctx, const BackwardScan& a) {
+  LaunchShape shape;
+  const int sources = 3 + has_skip(a) + (a.dy != nullptr ? 1 : 0);
+  const RingShape ring = ring_of<T, W>(ctx, a, Chunks(), sources, 0, /*to_find=*/true, &shape);
+  if (ring.stage_steps == 0) return false;
+  launch(ctx, "sru_backward_kept_ring", sru_backward_kept_ring_kernel<T, W>, shape, a, ring);
+  return true;
+}
+
 void backward_from_kept(const Context& ctx, const BackwardScan& a) {
   with_type(a.dims.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    LaunchShape shape;
-    const int sources = 3 + has_skip(a) + (a.dy != nullptr ? 1 : 0);
-    const RingShape ring = ring_of<T>(ctx, a, Chunks(), sources, 0, /*to_find=*/true, &shape);
     if constexpr (sizeof(T) <= 4) {
-      if (ring.stage_steps > 0) {
-        return launch(ctx, "sru_backward_kept_ring", sru_backward_kept_ring_kernel<T>, shape, a,
-                      ring);
+      const int width = sru_ring_width(static_cast<int>(sizeof(T)), walks(a),
+                                       attribute(ctx, cudaDevAttrMultiProcessorCount));
+      if (width == 1 ? backward_through_ring<T, 1>(ctx, a)
+                     : backward_through_ring<T, kRingWidth<T>>(ctx, a)) {
+        return;
       }
     }
-    shape = thread_per_walk(a, 1);
+    LaunchShape shape = thread_per_walk(a, 1);
     shape.shared_bytes = static_cast<std::size_t>(a.dims.keep * kThreads) * sizeof(KeptStep<T>);
     launch(ctx, "sru_backward_kept", sru_backward_kept_kernel<T>, shape, a);
   });
@@ -710,7 +719,8 @@ void backward(const Context& ctx, const BackwardScan& a) {
     }
     LaunchShape shape;
     const int sources = 4 + has_skip(a) + (a.dy != nullptr ? 1 : 0);
-    const RingShape ring = ring_of<T>(ctx, a, chunks, sources, 1, /*to_find=*/false, &shape);
+    const RingShape ring =
+        ring_of<T, kRingWidth<T>>(ctx, a, chunks, sources, 1, /*to_find=*/false, &shape);
     if constexpr (sizeof(T) <= 4) {
       if (ring.stage_steps > 0) {
         launch(ctx, "sru_backward_ring", sru_backward_ring_kernel<T, kActivation>, shape, a, chunks,

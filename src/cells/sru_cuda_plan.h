@@ -62,6 +62,16 @@ inline int sru_ring_steps(std::int64_t blocks, std::int64_t step_bytes, std::int
   return 2;
 }
 
+/// Channels of a thread of a backward scan that finds states again: as many as four bytes hold, but
+/// one where that leaves some of a multiprocessor's four schedulers without a warp. There a step
+/// takes as long as its instructions, and those of two channels are twice as many. It makes no
+/// difference to the bits.
+inline int sru_ring_width(int value_bytes, std::int64_t walks, int multiprocessors) {
+  constexpr std::int64_t kWarps = 4;
+  const int most = 4 / value_bytes;
+  return walks < kWarps * 32 * most * multiprocessors ? 1 : most;
+}
+
 /// Turns of Newton's method for the states before chunks, where a scan is not linear.
 constexpr int kSruNewtonTurns = 3;
 constexpr std::int64_t kSruMostChunks = 256;

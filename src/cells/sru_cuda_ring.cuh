@@ -25,15 +25,15 @@ constexpr int kRingStages = 4;
 constexpr int kRingBlocks = 5;     // of a multiprocessor that registers must suffice for
 constexpr int kRingMostSteps = 8;  // of a stage
 constexpr int kRingMostSources = 6;
-/// Channels of a thread: as many as four bytes hold.
+/// Channels of a thread: as many as four bytes hold, or one (sru_ring_width). Below, W.
 template <class T>
 constexpr int kRingWidth = static_cast<int>(4 / sizeof(T));
 /// Channels of a block.
-template <class T>
-constexpr int kRingChannels = kRingThreads * kRingWidth<T>;
+template <class T, int W = kRingWidth<T>>
+constexpr int kRingChannels = kRingThreads * W;
 /// Bytes of a block's share of an array of T.
-template <class T>
-constexpr int kRingRow = kRingChannels<T> * static_cast<int>(sizeof(T));
+template <class T, int W = kRingWidth<T>>
+constexpr int kRingRow = kRingChannels<T, W> * static_cast<int>(sizeof(T));
 
 /// How a kernel is to use its ring.
 struct RingShape {
@@ -252,35 +252,34 @@ struct alignas(kCount * sizeof(T)) RingValues {
 };
 
 /// A thread's channels: the walk of the first, and what the others have of their own.
-template <class T>
+template <class T, int W = kRingWidth<T>>
 struct RingLane {
   using S = state_t<T>;
-  static constexpr int kWidth = kRingWidth<T>;
   std::int64_t i = 0;     // the first channel's walk
   bool active = false;    // else it only helps to copy, from the block's first channels
   unsigned channels = 0;  // of the block
   Walk<T> walk;
-  sru_cell::Parameters<value_t<T>> parameters[kWidth];
-  S mask[kWidth], mask_skip[kWidth];
+  sru_cell::Parameters<value_t<T>> parameters[W];
+  S mask[W], mask_skip[W];
 };
 
-template <class T>
-__device__ __forceinline__ RingLane<T> make_ring_lane(const ScanArgs& a, const Span& span,
-                                                      bool backward) {
+template <class T, int W = kRingWidth<T>>
+__device__ __forceinline__ RingLane<T, W> make_ring_lane(const ScanArgs& a, const Span& span,
+                                                         bool backward) {
   using S = state_t<T>;
-  RingLane<T> lane;
+  RingLane<T, W> lane;
   const std::int64_t channels = a.range.channel_end - a.range.channel_begin;
-  const std::int64_t tiles = (channels + kRingChannels<T> - 1) / kRingChannels<T>;
-  const std::int64_t first = blockIdx.x % tiles * kRingChannels<T>;
+  const std::int64_t tiles = (channels + kRingChannels<T, W> - 1) / kRingChannels<T, W>;
+  const std::int64_t first = blockIdx.x % tiles * kRingChannels<T, W>;
   const std::int64_t left = channels - first;
-  const unsigned own = threadIdx.x * kRingWidth<T>;
-  lane.channels = static_cast<unsigned>(left < kRingChannels<T> ? left : kRingChannels<T>);
+  const unsigned own = threadIdx.x * W;
+  lane.channels = static_cast<unsigned>(left < kRingChannels<T, W> ? left : kRingChannels<T, W>);
   lane.active = own < lane.channels;  // not in the warp that only copies
   lane.i = blockIdx.x / tiles * channels + first + (lane.active ? own : 0);
   lane.walk = make_walk<T>(a, lane.i, span, backward);
   const std::int64_t hidden = a.dims.hidden;
 #pragma unroll
-  for (int j = 0; j < kRingWidth<T>; ++j) {
+  for (int j = 0; j < W; ++j) {
     const T* v = static_cast<const T*>(a.weight_c) + lane.walk.param_at + j;
     const T* bias = static_cast<const T*>(a.bias) + lane.walk.param_at + j;
     lane.parameters[j] = {widen(v[0]), widen(v[hidden]), widen(bias[0]), widen(bias[hidden])};
@@ -309,22 +308,22 @@ struct RingPlaces {
   unsigned u0 = 0, u1 = 0, u2 = 0, skip = 0, dy = 0, c_prev = 0;
 };
 
-template <class T>
-__device__ __forceinline__ RingPlaces add_inputs(Ring& ring, const RingLane<T>& lane) {
+template <class T, int W>
+__device__ __forceinline__ RingPlaces add_inputs(Ring& ring, const RingLane<T, W>& lane) {
   const Walk<T>& w = lane.walk;
   const unsigned bytes = lane.channels * sizeof(T);
   RingPlaces p;
-  p.u0 = ring.add(w.u, w.u_step, sizeof(T), kRingRow<T>, bytes);
-  p.u1 = ring.add(w.u + w.gate, w.u_step, sizeof(T), kRingRow<T>, bytes);
-  p.u2 = ring.add(w.u + 2 * w.gate, w.u_step, sizeof(T), kRingRow<T>, bytes);
-  if (w.skip != nullptr) p.skip = ring.add(w.skip, w.skip_step, sizeof(T), kRingRow<T>, bytes);
+  p.u0 = ring.add(w.u, w.u_step, sizeof(T), kRingRow<T, W>, bytes);
+  p.u1 = ring.add(w.u + w.gate, w.u_step, sizeof(T), kRingRow<T, W>, bytes);
+  p.u2 = ring.add(w.u + 2 * w.gate, w.u_step, sizeof(T), kRingRow<T, W>, bytes);
+  if (w.skip != nullptr) p.skip = ring.add(w.skip, w.skip_step, sizeof(T), kRingRow<T, W>, bytes);
   return p;
 }
 
 /// What a step reads, this thread's channels.
-template <class T>
+template <class T, int W = kRingWidth<T>>
 struct RingLoaded {
-  RingValues<T, kRingWidth<T>> u0, u1, u2, skip;
+  RingValues<T, W> u0, u1, u2, skip;
 };
 
 template <class V>
@@ -332,11 +331,12 @@ __device__ __forceinline__ V ring_load(const char* step, unsigned at) {
   return *reinterpret_cast<const V*>(step + at + threadIdx.x * sizeof(V));
 }
 
-template <class T>
-__device__ __forceinline__ RingLoaded<T> ring_load_inputs(const RingLane<T>& lane,
-                                                          const RingPlaces& p, const char* step) {
-  using V = RingValues<T, kRingWidth<T>>;
-  RingLoaded<T> l;
+template <class T, int W>
+__device__ __forceinline__ RingLoaded<T, W> ring_load_inputs(const RingLane<T, W>& lane,
+                                                             const RingPlaces& p,
+                                                             const char* step) {
+  using V = RingValues<T, W>;
+  RingLoaded<T, W> l;
   l.u0 = ring_load<V>(step, p.u0);
   l.u1 = ring_load<V>(step, p.u1);
   l.u2 = ring_load<V>(step, p.u2);
@@ -345,9 +345,10 @@ __device__ __forceinline__ RingLoaded<T> ring_load_inputs(const RingLane<T>& lan
   return l;
 }
 
-template <class T>
-__device__ __forceinline__ sru_cell::Inputs<value_t<T>> ring_inputs(const RingLane<T>& lane,
-                                                                    const RingLoaded<T>& l, int j) {
+template <class T, int W>
+__device__ __forceinline__ sru_cell::Inputs<value_t<T>> ring_inputs(const RingLane<T, W>& lane,
+                                                                    const RingLoaded<T, W>& l,
+                                                                    int j) {
   sru_cell::Inputs<value_t<T>> in;
   in.u0 = widen(l.u0.v[j]);
   in.u1 = widen(l.u1.v[j]);
@@ -466,11 +467,10 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
 }
 
 /// What a thread of a backward scan sums up over time, for each of its channels.
-template <class T>
+template <class T, int W = kRingWidth<T>>
 struct RingSums {
   using S = state_t<T>;
-  static constexpr int kWidth = kRingWidth<T>;
-  S dv_f[kWidth] = {}, dv_r[kWidth] = {}, db_f[kWidth] = {}, db_r[kWidth] = {}, dmask[kWidth] = {};
+  S dv_f[W] = {}, dv_r[W] = {}, db_f[W] = {}, db_r[W] = {}, dmask[W] = {};
 
   __device__ __forceinline__ void add(int j, const sru_cell::Backward<Fast>& out, S c_prev) {
     dv_f[j] += out.du1 * Fast(c_prev);
@@ -485,7 +485,7 @@ struct RingSums {
     const std::int64_t plane = a.dims.states() * a.dims.width();
     S* sums = static_cast<S*>(a.dparams) + chunk * plane + w.state_at;
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
+    for (int j = 0; j < W; ++j) {
       sums[j] += dv_f[j];
       sums[chunks.count * plane + j] += dv_r[j];
       sums[2 * chunks.count * plane + j] += db_f[j];
@@ -501,9 +501,9 @@ struct RingSums {
 };
 
 /// Where a backward scan's thread writes a step's gradients.
-template <class T>
+template <class T, int W = kRingWidth<T>>
 struct RingGradients {
-  using Values = RingValues<T, kRingWidth<T>>;
+  using Values = RingValues<T, W>;
   T* du;  // of the present step; so is what follows
   T* dskip;
   std::int64_t dskip_step;
@@ -613,13 +613,13 @@ constexpr int kKeptRingBlocks = 4;
 
 /// What is found again of a step, each of the thread's channels: the state before it, and then its
 /// forget gate.
-template <class T>
-using RingFound = RingValues<state_t<T>, 2 * kRingWidth<T>>;
+template <class T, int W>
+using RingFound = RingValues<state_t<T>, 2 * W>;
 
 /// Shared memory that it takes, after the ring.
-template <class T>
+template <class T, int W>
 std::size_t ring_found_bytes(int stage_steps) {
-  return static_cast<std::size_t>(stage_steps) * kRingThreads * sizeof(RingFound<T>);
+  return static_cast<std::size_t>(stage_steps) * kRingThreads * sizeof(RingFound<T, W>);
 }
 
 // The backward scan through a ring, from states of which forward kept one every stage_steps steps.
@@ -637,20 +637,19 @@ std::size_t ring_found_bytes(int stage_steps) {
 // u2 x' dy in, du0 du1 du2 dx' out, and 1 / stage_steps of a state in. Limits: as forward; the
 // range has all steps. Invariants: as sru_backward_kernel. Launch: RingShape::threads, ring_bytes
 // and then ring_found_bytes of shared memory. The activation is a branch at run time that all
-// threads take alike, so there is one kernel for each element type.
-template <class T>
+// threads take alike, so there is one kernel for each element type and W.
+template <class T, int W>
 __global__ void __launch_bounds__(kRingBlockThreads, kKeptRingBlocks)
     sru_backward_kept_ring_kernel(BackwardScan a, RingShape shape) {
   using S = state_t<T>;
   using V = value_t<T>;
-  using Values = RingValues<T, kRingWidth<T>>;
-  using States = RingValues<S, kRingWidth<T>>;
-  using Found = RingFound<T>;
-  constexpr int kWidth = kRingWidth<T>;
+  using Values = RingValues<T, W>;
+  using States = RingValues<S, W>;
+  using Found = RingFound<T, W>;
   PENSTOCK_SHARED_MEMORY(RingHeader, header);
   const Chunks whole = {a.dims.steps};
   const Span span = span_of(a, whole, 0, true);
-  const RingLane<T> lane = make_ring_lane<T>(a, span, true);
+  const RingLane<T, W> lane = make_ring_lane<T, W>(a, span, true);
   const Walk<T>& w = lane.walk;
   const Gradients<T> gradients = make_gradients(a, w, span);
   const int steps = shape.stage_steps;
@@ -658,20 +657,20 @@ __global__ void __launch_bounds__(kRingBlockThreads, kKeptRingBlocks)
   Ring ring(header, shape, w.count, static_cast<int>(-w.count & (steps - 1)));
   RingPlaces places = add_inputs(ring, lane);
   if (gradients.dy != nullptr) {
-    places.dy = ring.add(gradients.dy, gradients.dy_step, sizeof(T), kRingRow<T>,
+    places.dy = ring.add(gradients.dy, gradients.dy_step, sizeof(T), kRingRow<T, W>,
                          lane.channels * sizeof(T));
   }
   Found* found = reinterpret_cast<Found*>(ring.end()) + threadIdx.x;
   if (!ring.start()) return;
 
-  RingGradients<T> to(a, w, lane.active);
-  RingSums<T> sums;
+  RingGradients<T, W> to(a, w, lane.active);
+  RingSums<T, W> sums;
   const AnyActivation activation = {a.activation};
   const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
   S* state = static_cast<S*>(a.dc_state) + w.state_at;
-  S dc[kWidth], dh_last[kWidth];
+  S dc[W], dh_last[W];
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j) {
+  for (int j = 0; j < W; ++j) {
     dc[j] = state[j];
     dh_last[j] =
         a.dh_last == nullptr ? S(0) : widen(static_cast<const T*>(a.dh_last)[w.state_at + j]);
@@ -687,21 +686,21 @@ __global__ void __launch_bounds__(kRingBlockThreads, kKeptRingBlocks)
   const auto find = [&](const Values& u0, const Values& u1, bool padded, Found* entry) {
     Found here;
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
+    for (int j = 0; j < W; ++j) {
       sru_cell::Inputs<V> in = {};
       in.u0 = widen(u0.v[j]);
       in.u1 = widen(u1.v[j]);
       const V c_prev = again.v[j];
       const V f = sru_cell::forget_gate(in, lane.parameters[j], c_prev);
       here.v[j] = c_prev;
-      here.v[kWidth + j] = f;
+      here.v[W + j] = f;
       if (!padded) again.v[j] = sru_cell::next_state(in, c_prev, f);
     }
     *entry = here;
   };
 
   struct Loaded {
-    RingLoaded<T> in;
+    RingLoaded<T, W> in;
     Values dy = {};
   };
   const auto load = [&](const char* step) {
@@ -717,14 +716,14 @@ __global__ void __launch_bounds__(kRingBlockThreads, kKeptRingBlocks)
   const auto take = [&](const Loaded& now, const Found& here, bool padded, bool last) {
     Values du0 = {}, du1 = {}, du2 = {}, dx = {};
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
+    for (int j = 0; j < W; ++j) {
       const S c_prev = here.v[j];
       if (!padded) {
         S dh = widen(now.dy.v[j]);
         if (last) dh += dh_last[j];
         const auto out = sru_cell::backward_of_gate<AnyActivation, V>(
             activation, ring_inputs(lane, now.in, j), lane.parameters[j], c_prev, c.v[j],
-            here.v[kWidth + j], dh, dc[j], site);
+            here.v[W + j], dh, dc[j], site);
         dc[j] = out.dc_prev;
         sums.add(j, out, c_prev);
         du0.v[j] = narrow<T>(out.du0);
@@ -815,7 +814,7 @@ __global__ void __launch_bounds__(kRingBlockThreads, kKeptRingBlocks)
   }
   if (!lane.active) return;
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j) state[j] = dc[j];
+  for (int j = 0; j < W; ++j) state[j] = dc[j];
   sums.store(a, whole, 0, w);
 }
 

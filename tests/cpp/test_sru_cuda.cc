@@ -113,6 +113,12 @@ TEST(SruPlan, KeepsFewStatesWhereThatIsPredictedToPay) {
   }
 }
 
+TEST(SruPlan, TakesOneChannelAThreadWhereChannelsAreFew) {
+  EXPECT_EQ(cuda::sru_ring_width(4, 1 << 20, 132), 1);
+  EXPECT_EQ(cuda::sru_ring_width(2, 32 * 512, 132), 1);
+  EXPECT_EQ(cuda::sru_ring_width(2, 32 * 2048, 132), 2);
+}
+
 TEST(SruPlan, ChunksBeginWithAStateThatIsKept) {
   for (const int keep : {2, 4, 8}) {
     for (const std::int64_t steps : {1, 5, 8, 37, 513, 32768}) {
@@ -345,6 +351,10 @@ std::vector<SruShape> kept_shapes() {
   for (SruShape& s : shapes()) {
     if (s.hidden == 50 || s.steps < 37) all.push_back(s);
   }
+  // Enough channels for two of 16 bits a thread, on the emulated device.
+  SruShape s;
+  s.steps = 11, s.batch = 18, s.hidden = 128, s.mask_c = s.lengths = true;
+  all.push_back(s);
   return all;
 }
 
