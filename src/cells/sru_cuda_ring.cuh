@@ -607,8 +607,8 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
   sums.store(a, chunks, chunk, w);
 }
 
-/// Blocks of a multiprocessor, of the kernel below: no more have their stages of 8 steps in shared
-/// memory together.
+/// As kRingBlocks, of the kernel below, which needs more registers. More blocks of 256 bytes a row
+/// would not find room for their stages either.
 constexpr int kKeptRingBlocks = 4;
 
 /// What is found again of a step, each of the thread's channels: the state before it, and then its
