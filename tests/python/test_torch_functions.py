@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -300,6 +301,43 @@ def test_sizes_of_what_is_kept(sizes: tuple[int, int, int], kind: str) -> None:
         else:
             size = _ops.recurrent_reserve_bytes(case.operation, a[0], a[2], recompute=a[-1])
         assert size == getattr(_core, f"{case.operation}_reserve_bytes")(*a, 0)
+
+
+class OnCuda:
+    """A tensor as the formulas see one on a CUDA device."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.shape, self.dtype = tensor.shape, tensor.dtype
+        self.element_size = tensor.element_size
+        self.device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 96, 64), (20, 48, 128), (9, 95, 64), (9, 700, 10), (0, 96, 64), (5, 2, 64)],
+    ids=str,
+)
+def test_sizes_of_what_is_kept_on_cuda(sizes: tuple[int, int, int], kind: str) -> None:
+    """There 16-bit types stay so, and an SRU of many channels does not keep every state."""
+    if "cuda_emulated" not in os.environ.get("PENSTOCK_HOST_PLUGIN", ""):
+        pytest.skip("asks the emulated CUDA backend")
+    steps, batch, hidden = sizes
+    given = {"steps": steps, "batch": batch, "hidden": hidden, "dtype": kind}
+    for direction in DIRECTIONS:
+        a = sru(**given, form=FORMS[0], direction=direction).operator_arguments()[:-1]
+        size = _ops.sru_reserve_bytes(OnCuda(a[0]), a[1], a[3])
+        assert size == _core.sru_reserve_bytes(*a, 0)
+    for cell, recompute in itertools.product(CELLS, (False, True)):
+        a = recurrent(cell, **given, recompute=recompute).operator_arguments()[:-1]
+        size = _ops.recurrent_reserve_bytes(cell, OnCuda(a[0]), a[2], recompute=a[-1])
+        assert size == getattr(_core, f"{cell}_reserve_bytes")(*a, 0)
+    for name in (*CELLS, "sru"):
+        case = sliced(name, **given, slices=(3, 2))
+        x, parameters, lengths, cell, given_ones, slices, *rest = case.operator_arguments()[:-1]
+        levels = _ops.split_levels(cell, parameters, given_ones)
+        size = _ops.sliced_reserve_bytes(cell, OnCuda(x), levels, slices, recompute=rest[-1])
+        assert size == _core.sliced_reserve_bytes(cell, x, levels, slices, lengths, *rest, 0)
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -81,7 +81,12 @@ def _up(x: Tensor, size: Size) -> Size:
 
 
 def _item(x: Tensor) -> int:
-    """Bytes of a number in what is kept: 16-bit types are computed in float32."""
+    """Bytes of a number in what is kept: on the CPU, 16-bit types are computed in float32."""
+    return x.element_size() if x.device.type == "cuda" else _state_item(x)
+
+
+def _state_item(x: Tensor) -> int:
+    """Bytes of a number of the state c."""
     return 8 if x.dtype == torch.float64 else 4
 
 
@@ -90,12 +95,34 @@ def _recurrent_kept(cell: str, x: Tensor, values: Size, recompute: bool) -> Size
     if not recompute:
         kept = kept + _up(x, values * _KEPT[cell] * _item(x))
     if cell == "lstm":
-        kept = kept + _up(x, values * _item(x))
+        kept = kept + _up(x, values * _state_item(x))
     return kept
 
 
-def _sru_kept(x: Tensor, values: Size, blocks: Size) -> Size:
-    return _up(x, values * blocks * _item(x)) + _up(x, values * _item(x))
+# As src/cells/sru_cuda_plan.h has them.
+_SRU_KEEP_STEPS = 8
+_SRU_KEEP_CHANNELS = 6144
+
+
+def _sru_keeps_few(x: Tensor, states: Size, dirs: Size, hidden: Size) -> bool:
+    """Whether not every state is kept; ``states`` rows of them a step."""
+    if x.device.type != "cuda" or x.dtype == torch.float64:
+        return False
+    channels = 256 // x.element_size()  # of a block
+    tiles = (hidden + channels - 1) // channels
+    return bool(
+        hidden * x.element_size() % 16 == 0
+        and 4 * hidden >= 3 * tiles * channels
+        and states * dirs * hidden >= _SRU_KEEP_CHANNELS
+    )
+
+
+def _sru_kept(x: Tensor, steps: Size, states: Size, dirs: Size, hidden: Size, blocks: Size) -> Size:
+    kept = steps
+    if _sru_keeps_few(x, states, dirs, hidden):
+        kept = torch.sym_max(steps - 1, 0) // _SRU_KEEP_STEPS
+    values = states * dirs * hidden
+    return _up(x, steps * values * blocks * _item(x)) + _up(x, kept * values * _state_item(x))
 
 
 def _at_least_one(size: Size) -> Size:
@@ -117,8 +144,8 @@ def recurrent_reserve_bytes(
 def sru_reserve_bytes(x: Tensor, weight: Tensor, bias: Tensor) -> Size:
     """Bytes that sru keeps. x (T, B, D), weight (dirs, K * H, D), bias (dirs, 2, H)."""
     dirs, _, hidden = bias.shape
-    values = x.shape[0] * x.shape[1] * dirs * hidden
-    return _at_least_one(_sru_kept(x, values, weight.shape[1] // hidden))
+    blocks = weight.shape[1] // hidden
+    return _at_least_one(_sru_kept(x, x.shape[0], x.shape[1], dirs, hidden, blocks))
 
 
 def sliced_parts(slices: Sequence[int]) -> list[int]:
@@ -146,8 +173,10 @@ def sliced_reserve_bytes(
         first = level[0]
         assert first is not None
         if cell == "sru":
-            blocks = first.shape[1] // _level_hidden(cell, level)
-            kept = kept + _sru_kept(x, values, blocks)
+            hidden = _level_hidden(cell, level)
+            kept = kept + _sru_kept(
+                x, steps, parts[i] * batch, width // hidden, hidden, first.shape[1] // hidden
+            )
         else:
             kept = kept + _recurrent_kept(cell, x, values, recompute)
         if i + 1 < len(levels):
