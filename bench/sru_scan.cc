@@ -3,12 +3,15 @@
 //
 //   bench_sru_scan [T B H]
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -26,8 +29,38 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-std::vector<float> random_floats(std::int64_t n, unsigned seed) {
-  std::vector<float> v(static_cast<std::size_t>(n));
+/// Memory as the bindings' pool gives it (python/bindings/host_pool.cc): on huge pages.
+template <class T>
+struct HugePages {
+  using value_type = T;
+  HugePages() = default;
+  template <class U>
+  HugePages(const HugePages<U>&) {}
+  T* allocate(std::size_t n) {
+    constexpr std::size_t kPage = std::size_t{1} << 21;
+    const std::size_t bytes = (n * sizeof(T) + kPage - 1) / kPage * kPage;
+    void* p = std::aligned_alloc(kPage, bytes);
+    if (p == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return static_cast<T*>(p);
+  }
+  void deallocate(T* p, std::size_t) { std::free(p); }
+  template <class U>
+  bool operator==(const HugePages<U>&) const {
+    return true;
+  }
+  template <class U>
+  bool operator!=(const HugePages<U>&) const {
+    return false;
+  }
+};
+template <class T>
+using Array = std::vector<T, HugePages<T>>;
+
+Array<float> random_floats(std::int64_t n, unsigned seed) {
+  Array<float> v(static_cast<std::size_t>(n));
   std::minstd_rand generator(seed);
   for (float& x : v) x = static_cast<float>(generator() % 2001) * 1e-3f - 1.0f;
   return v;
@@ -36,7 +69,7 @@ std::vector<float> random_floats(std::int64_t n, unsigned seed) {
 struct Problem {
   penstock::sru::Dims dims;
   std::int64_t channels = 0, groups = 0;
-  std::vector<float> u, du, x, y, c, dy, dx, c0, state, weight_c, bias;
+  Array<float> u, du, x, y, c, dy, dx, c0, state, weight_c, bias;
   std::vector<double> dparams;
 
   Problem(std::int64_t t, std::int64_t b, std::int64_t h, const penstock::sru::Kernels& kernels) {
@@ -127,7 +160,7 @@ int main(int argc, char** argv) {
       {"forward", 6, [&] { forward(true); }},
       {"backward", 10, backward},
   };
-  std::vector<char> from(static_cast<std::size_t>(elements * 4 * 5), 1), to(from.size(), 2);
+  Array<char> from(static_cast<std::size_t>(elements * 4 * 5), 1), to(from.size(), 2);
   const int processors = penstock::num_threads();
   for (int threads = 1; threads <= processors; ++threads) {
     penstock::set_num_threads(threads);
