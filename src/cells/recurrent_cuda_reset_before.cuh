@@ -268,37 +268,17 @@ inline void replay(const Context& ctx, const ForwardScan& a) {
 
 // ---- tiles -------------------------------------------------------------------------------------
 
-// All steps of a tile of rows, reset before the product.
-// Work split, traffic, limits, launch: as mixing::tile_forward_kernel. A step has two products, so
-// two barriers: what the first one reads, h, is written after the second barrier's half began, and
-// q likewise. Shared memory: R once (transposed), h and q of each row.
+/// As mixing::tile_forward_steps; `states`: h and, behind it, q of the tile.
 template <class T, int kRows>
-__global__ void __launch_bounds__(mixing::kTileThreads, 1)
-    gru_tile_forward_kernel(ForwardScan a, const state_t<T>* bias, int groups) {
+__device__ __forceinline__ void tile_forward_steps(const ForwardScan& a,
+                                                   const mixing::TileThread<kRows>& t,
+                                                   const T* weights, state_t<T>* states,
+                                                   const state_t<T>* b, state_t<T> (&h)[kRows]) {
   using S = state_t<T>;
-  PENSTOCK_SHARED_MEMORY(unsigned char, shared);
   const Dims& d = a.dims;
   const auto pitch = static_cast<int>(mixing::tile_pitch(kGates, d.hidden));
-  T* weights = nullptr;
-  S* states = nullptr;
-  mixing::TileRow* rows = nullptr;
-  mixing::cut_shared<T>(shared, d.hidden * pitch, groups * kRows, &weights, &rows, &states);
-  const mixing::TileThread<kRows> t(d, groups, rows);
   S* resets = states + t.hidden * t.m;
-  mixing::fill_tile_rows(a, t.m, rows);
-  mixing::load_transposed(a, kGates, t.dir, weights);
-  __syncthreads();
-
-  S h[kRows] = {}, b[kGates] = {};
   const int own = t.unit * t.m + t.at;
-  if (t.active) {
-    t.load_states(d, a.h, h);
-#pragma unroll
-    for (int g = 0; g < kGates; ++g) b[g] = __ldg(bias + (t.dir * kGates + g) * d.hidden + t.unit);
-    mixing::store_rows<kRows>(h, states + own);
-  }
-  __syncthreads();
-
   for (std::int64_t k = 0; k < d.cut.steps; ++k) {
     const std::int64_t time = mixing::time_of(a, t.dir, k);
     const bool zero = k == 0 && a.zero_state;
@@ -363,30 +343,51 @@ __global__ void __launch_bounds__(mixing::kTileThreads, 1)
     }
     __syncthreads();
   }
-  if (t.active) t.store_states(d, h, a.h);
 }
 
-// All steps of a tile of rows backward, reset before the product.
-// Work split, traffic, limits, invariants, launch: as mixing::tile_backward_kernel, with three
-// barriers per step for its two products. Shared memory: R once, G·H values per row.
+// All steps of a tile of rows, reset before the product.
+// Work split, traffic, limits, launch: as mixing::tile_forward_kernel. A step has two products, so
+// two barriers: what the first one reads, h, is written after the second barrier's half began, and
+// q likewise. Shared memory: R once (transposed), h and q of each row.
 template <class T, int kRows>
 __global__ void __launch_bounds__(mixing::kTileThreads, 1)
-    gru_tile_backward_kernel(BackwardScan a, int groups) {
+    gru_tile_forward_kernel(ForwardScan a, const state_t<T>* bias, int groups) {
   using S = state_t<T>;
   PENSTOCK_SHARED_MEMORY(unsigned char, shared);
   const Dims& d = a.dims;
+  const auto pitch = static_cast<int>(mixing::tile_pitch(kGates, d.hidden));
   T* weights = nullptr;
-  S* operand = nullptr;
+  S* states = nullptr;
   mixing::TileRow* rows = nullptr;
-  mixing::cut_shared<T>(shared, kGates * d.hidden * d.hidden, groups * kRows, &weights, &rows,
-                        &operand);
+  mixing::cut_shared<T>(shared, d.hidden * pitch, groups * kRows, &weights, &rows, &states);
   const mixing::TileThread<kRows> t(d, groups, rows);
   mixing::fill_tile_rows(a, t.m, rows);
-  mixing::load_weights(a, kGates, t.dir, weights);
+  mixing::load_transposed(a, kGates, t.dir, weights);
   __syncthreads();
 
+  S h[kRows] = {}, b[kGates] = {};
+  const int own = t.unit * t.m + t.at;
+  if (t.active) {
+    t.load_states(d, a.h, h);
+#pragma unroll
+    for (int g = 0; g < kGates; ++g) b[g] = __ldg(bias + (t.dir * kGates + g) * d.hidden + t.unit);
+    mixing::store_rows<kRows>(h, states + own);
+  }
+  __syncthreads();
+
+  tile_forward_steps(a, t, weights, states, b, h);
+  if (t.active) t.store_states(d, h, a.h);
+}
+
+/// As mixing::tile_backward_steps.
+template <class T, int kRows>
+__device__ __forceinline__ void tile_backward_steps(const BackwardScan& a,
+                                                    const mixing::TileThread<kRows>& t,
+                                                    const T* weights, state_t<T>* operand,
+                                                    state_t<T> (&dh)[kRows]) {
+  using S = state_t<T>;
+  const Dims& d = a.dims;
   T r[kRows] = {}, z[kRows] = {}, n[kRows] = {}, h_prev[kRows] = {}, dy[kRows] = {};
-  S dh[kRows] = {};
   const auto fetch = [&](std::int64_t k) {
     const std::int64_t time = mixing::time_of(a, t.dir, k);
 #pragma unroll
@@ -401,10 +402,7 @@ __global__ void __launch_bounds__(mixing::kTileThreads, 1)
       dy[j] = i < 0 ? T{} : static_cast<const T*>(a.dy)[i];
     }
   };
-  if (t.active) {
-    t.load_states(d, a.dh, dh);
-    fetch(d.cut.steps - 1);
-  }
+  if (t.active) fetch(d.cut.steps - 1);
 
   const int own = t.unit * t.m + t.at, block = t.hidden * t.m;
   for (std::int64_t k = d.cut.steps - 1; k >= 0; --k) {
@@ -459,6 +457,30 @@ __global__ void __launch_bounds__(mixing::kTileThreads, 1)
     }
     __syncthreads();
   }
+}
+
+// All steps of a tile of rows backward, reset before the product.
+// Work split, traffic, limits, invariants, launch: as mixing::tile_backward_kernel, with three
+// barriers per step for its two products. Shared memory: R once, G·H values per row.
+template <class T, int kRows>
+__global__ void __launch_bounds__(mixing::kTileThreads, 1)
+    gru_tile_backward_kernel(BackwardScan a, int groups) {
+  using S = state_t<T>;
+  PENSTOCK_SHARED_MEMORY(unsigned char, shared);
+  const Dims& d = a.dims;
+  T* weights = nullptr;
+  S* operand = nullptr;
+  mixing::TileRow* rows = nullptr;
+  mixing::cut_shared<T>(shared, kGates * d.hidden * d.hidden, groups * kRows, &weights, &rows,
+                        &operand);
+  const mixing::TileThread<kRows> t(d, groups, rows);
+  mixing::fill_tile_rows(a, t.m, rows);
+  mixing::load_weights(a, kGates, t.dir, weights);
+  __syncthreads();
+
+  S dh[kRows] = {};
+  if (t.active) t.load_states(d, a.dh, dh);
+  tile_backward_steps(a, t, weights, operand, dh);
   if (t.active) t.store_states(d, dh, a.dh);
 }
 

@@ -156,17 +156,22 @@ struct TileThread {
   std::int64_t dir, state;  // state: its index in (rows, dirs·H), first row
   const TileRow* rows;      // of its first row on
 
-  __device__ __forceinline__ TileThread(const Dims& d, int groups, const TileRow* tile_rows) {
+  __device__ __forceinline__ TileThread(const Dims& d, int groups, const TileRow* tile_rows,
+                                        std::int64_t direction, std::int64_t first_row) {
     hidden = static_cast<int>(d.hidden);
     m = groups * kRows;
     const int thread = static_cast<int>(threadIdx.x), group = thread / hidden;
     unit = thread - group * hidden;
     at = group * kRows;
     active = group < groups;
-    dir = blockIdx.y;
-    state = (static_cast<std::int64_t>(blockIdx.x) * m + at) * d.width() + dir * d.hidden + unit;
+    dir = direction;
+    state = (first_row + at) * d.width() + dir * d.hidden + unit;
     rows = tile_rows + at;
   }
+  /// Of a tile for each block, and blockIdx.y the direction.
+  __device__ __forceinline__ TileThread(const Dims& d, int groups, const TileRow* tile_rows)
+      : TileThread(d, groups, tile_rows, blockIdx.y,
+                   static_cast<std::int64_t>(blockIdx.x) * groups * kRows) {}
   __device__ __forceinline__ bool exists(int j) const { return rows[j].first >= 0; }
   __device__ __forceinline__ bool counts(int j, std::int64_t time) const {
     return rows[j].begin <= time && time < rows[j].end;
@@ -201,44 +206,70 @@ struct TileThread {
   }
 };
 
+__device__ __forceinline__ TileRow tile_row(const recurrent::Cut& cut, std::int64_t part,
+                                            std::int64_t b) {
+  std::int64_t begin = 0, end = cut.steps;
+  if (!all_count(cut)) cut.valid(part, b, &begin, &end);
+  TileRow t;
+  t.first = part * cut.steps * cut.batch + b;
+  t.begin = static_cast<std::int32_t>(begin);
+  t.end = static_cast<std::int32_t>(end);
+  return t;
+}
+
 /// Fill the tile's rows. Every thread of the block calls it; a barrier must follow.
 __device__ __forceinline__ void fill_tile_rows(const Scan& a, int m, TileRow* out) {
   const recurrent::Cut& cut = a.dims.cut;
   for (int r = static_cast<int>(threadIdx.x); r < m; r += static_cast<int>(blockDim.x)) {
     const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * m + r;
-    TileRow t;
-    if (row < cut.rows()) {
-      const std::int64_t part = row / cut.batch, b = row - part * cut.batch;
-      std::int64_t begin = 0, end = cut.steps;
-      if (!all_count(cut)) cut.valid(part, b, &begin, &end);
-      t.first = part * cut.steps * cut.batch + b;
-      t.begin = static_cast<std::int32_t>(begin);
-      t.end = static_cast<std::int32_t>(end);
-    }
-    out[r] = t;
+    const std::int64_t part = row / cut.batch;
+    out[r] = row < cut.rows() ? tile_row(cut, part, row - part * cut.batch) : TileRow();
   }
 }
 
-/// R of a direction as (h_prev, gate and unit), `pitch` elements from one h_prev to the next.
+/// A matrix (rows, columns) as (column, row), `pitch` elements from one column to the next.
+template <class T>
+__device__ __forceinline__ void load_columns(const T* from, int rows, int columns, int pitch,
+                                             T* out) {
+  // Steps of the block's width, without a division for each.
+  const int threads = static_cast<int>(blockDim.x), count = rows * columns;
+  const int more_rows = threads / columns, more_columns = threads - more_rows * columns;
+  int row = static_cast<int>(threadIdx.x) / columns;
+  int column = static_cast<int>(threadIdx.x) - row * columns;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) {
+    out[column * pitch + row] = __ldg(from + i);
+    row += more_rows;
+    column += more_columns;
+    if (column >= columns) {
+      column -= columns;
+      ++row;
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void load_as_it_is(const T* from, int count, T* out) {
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    out[i] = __ldg(from + i);
+  }
+}
+
+/// R of a direction as (h_prev, gate and unit), tile_pitch elements from one h_prev to the next.
 template <class T>
 __device__ __forceinline__ void load_transposed(const Scan& a, int gates, std::int64_t dir,
                                                 T* out) {
-  const int hidden = static_cast<int>(a.dims.hidden), count = gates * hidden * hidden;
-  const int pitch = static_cast<int>(tile_pitch(gates, hidden));
-  const T* from = static_cast<const T*>(a.weight_hh) + dir * count;
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    out[i % hidden * pitch + i / hidden] = __ldg(from + i);
-  }
+  const int hidden = static_cast<int>(a.dims.hidden), rows = gates * hidden;
+  load_columns(static_cast<const T*>(a.weight_hh) + dir * rows * hidden, rows, hidden,
+               static_cast<int>(tile_pitch(gates, hidden)), out);
 }
 
 /// R of a direction as it is.
 template <class T>
 __device__ __forceinline__ void load_weights(const Scan& a, int gates, std::int64_t dir, T* out) {
   const int hidden = static_cast<int>(a.dims.hidden), count = gates * hidden * hidden;
-  const T* from = static_cast<const T*>(a.weight_hh) + dir * count;
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    out[i] = __ldg(from + i);
-  }
+  load_as_it_is(static_cast<const T*>(a.weight_hh) + dir * count, count, out);
 }
 
 /// The pieces of a tile kernel's shared memory, in the order that tile_launch counts them.
@@ -250,46 +281,20 @@ __device__ __forceinline__ void cut_shared(unsigned char* shared, std::int64_t w
   *values = reinterpret_cast<state_t<T>*>(*rows + m);
 }
 
-// All steps of a tile of rows.
-// Work split: a block per tile and direction (blockIdx.y); a thread per unit and kRows rows. h_prev
-// of the tile lies in two buffers in shared memory that steps read and write in turn, so one
-// barrier per step is enough. Traffic per (row, unit) and step, in elements: G of W x in, issued
-// before the product that hides their latency; y, h_prev (c_prev) and the saved gates out where
-// asked for. Shared memory: R once (transposed), 2·H states per row. Limits: H <= kTileThreads,
-// what tile_launch counts fits; 64-bit offsets. Invariants: saved gates take the place of W x,
-// each thread its own elements; a padded step's W x may be NaN and is not used. Launch:
-// tile_launch.
+/// All steps of a tile, from the states before them in h and c and, unless they are zero, in the
+/// first buffer of `states`, to those after them. Every thread of the block calls it; a barrier has
+/// been before it, and comes last.
 template <class Family, class T, int kRows>
-__global__ void __launch_bounds__(kTileThreads, 1)
-    tile_forward_kernel(ForwardScan a, const state_t<T>* bias, int groups) {
+__device__ __forceinline__ void tile_forward_steps(const ForwardScan& a, const TileThread<kRows>& t,
+                                                   const T* weights, state_t<T>* states,
+                                                   const state_t<T>* b, state_t<T> (&h)[kRows],
+                                                   state_t<T> (&c)[kRows]) {
   using S = state_t<T>;
   using Shape = typename Family::Shape;
   constexpr int kGates = Shape::kGates;
-  PENSTOCK_SHARED_MEMORY(unsigned char, shared);
   const Dims& d = a.dims;
   const std::int64_t pitch = tile_pitch(kGates, d.hidden);
-  T* weights = nullptr;
-  S* states = nullptr;
-  TileRow* rows = nullptr;
-  cut_shared<T>(shared, d.hidden * pitch, groups * kRows, &weights, &rows, &states);
-  const TileThread<kRows> t(d, groups, rows);
-  fill_tile_rows(a, t.m, rows);
-  load_transposed(a, kGates, t.dir, weights);
-  __syncthreads();
-
-  S h[kRows] = {}, c[kRows] = {}, b[Shape::kBiases] = {};
   const int own = t.unit * t.m + t.at;  // its rows in a buffer
-  if (t.active) {
-    t.load_states(d, a.h, h);
-    if constexpr (Shape::kHasC) t.load_states(d, a.c, c);
-#pragma unroll
-    for (int g = 0; g < Shape::kBiases; ++g) {
-      b[g] = __ldg(bias + (t.dir * Shape::kBiases + g) * d.hidden + t.unit);
-    }
-    store_rows<kRows>(h, states + own);
-  }
-  __syncthreads();
-
   for (std::int64_t k = 0; k < d.cut.steps; ++k) {
     const std::int64_t time = time_of(a, t.dir, k);
     const S* before = states + (k % 2) * d.hidden * t.m;
@@ -340,37 +345,68 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     }
     __syncthreads();
   }
+}
+
+// All steps of a tile of rows.
+// Work split: a block per tile and direction (blockIdx.y); a thread per unit and kRows rows. h_prev
+// of the tile lies in two buffers in shared memory that steps read and write in turn, so one
+// barrier per step is enough. Traffic per (row, unit) and step, in elements: G of W x in, issued
+// before the product that hides their latency; y, h_prev (c_prev) and the saved gates out where
+// asked for. Shared memory: R once (transposed), 2·H states per row. Limits: H <= kTileThreads,
+// what tile_launch counts fits; 64-bit offsets. Invariants: saved gates take the place of W x,
+// each thread its own elements; a padded step's W x may be NaN and is not used. Launch:
+// tile_launch.
+template <class Family, class T, int kRows>
+__global__ void __launch_bounds__(kTileThreads, 1)
+    tile_forward_kernel(ForwardScan a, const state_t<T>* bias, int groups) {
+  using S = state_t<T>;
+  using Shape = typename Family::Shape;
+  constexpr int kGates = Shape::kGates;
+  PENSTOCK_SHARED_MEMORY(unsigned char, shared);
+  const Dims& d = a.dims;
+  const std::int64_t pitch = tile_pitch(kGates, d.hidden);
+  T* weights = nullptr;
+  S* states = nullptr;
+  TileRow* rows = nullptr;
+  cut_shared<T>(shared, d.hidden * pitch, groups * kRows, &weights, &rows, &states);
+  const TileThread<kRows> t(d, groups, rows);
+  fill_tile_rows(a, t.m, rows);
+  load_transposed(a, kGates, t.dir, weights);
+  __syncthreads();
+
+  S h[kRows] = {}, c[kRows] = {}, b[Shape::kBiases] = {};
+  const int own = t.unit * t.m + t.at;  // its rows in a buffer
+  if (t.active) {
+    t.load_states(d, a.h, h);
+    if constexpr (Shape::kHasC) t.load_states(d, a.c, c);
+#pragma unroll
+    for (int g = 0; g < Shape::kBiases; ++g) {
+      b[g] = __ldg(bias + (t.dir * Shape::kBiases + g) * d.hidden + t.unit);
+    }
+    store_rows<kRows>(h, states + own);
+  }
+  __syncthreads();
+
+  tile_forward_steps<Family>(a, t, weights, states, b, h, c);
   if (!t.active) return;
   t.store_states(d, h, a.h);
   if constexpr (Shape::kHasC) t.store_states(d, c, a.c);
 }
 
-// All steps of a tile of rows, backward.
-// Work split: as forward. dh (and dc) stay in registers; the gradients of R's products go through
-// shared memory, where all units meet, so two barriers per step. Traffic per (row, unit) and step,
-// in elements: saved gates, h_prev (c_prev) and dy in, loaded for the next step before the product
-// that hides their latency; the gates' gradients out, once. Shared memory: R once, G·H values per
-// row. Limits, launch: as forward. Invariants: gradients of padded steps are zeros, whatever dy
-// holds.
+/// All steps of a tile backward, from the states' gradients after them in dh and dc to those before
+/// them; without want_first those are not whole. Every thread of the block calls it; a barrier has
+/// been before it, and another must come before `operand` or the tile's rows are written again.
 template <class Family, class T, int kRows>
-__global__ void __launch_bounds__(kTileThreads, 1)
-    tile_backward_kernel(BackwardScan a, int groups) {
+__device__ __forceinline__ void tile_backward_steps(const BackwardScan& a,
+                                                    const TileThread<kRows>& t, const T* weights,
+                                                    state_t<T>* operand, state_t<T> (&dh)[kRows],
+                                                    state_t<T> (&dc)[kRows]) {
   using S = state_t<T>;
   using Shape = typename Family::Shape;
   constexpr int kGates = Shape::kGates, kSaved = Shape::kSaved, kGradients = Shape::kGradients;
-  PENSTOCK_SHARED_MEMORY(unsigned char, shared);
   const Dims& d = a.dims;
-  T* weights = nullptr;
-  S* operand = nullptr;
-  TileRow* rows = nullptr;
-  cut_shared<T>(shared, kGates * d.hidden * d.hidden, groups * kRows, &weights, &rows, &operand);
-  const TileThread<kRows> t(d, groups, rows);
-  fill_tile_rows(a, t.m, rows);
-  load_weights(a, kGates, t.dir, weights);
-  __syncthreads();
-
   T saved[kSaved][kRows] = {}, h_prev[kRows] = {}, dy[kRows] = {};
-  S c_prev[kRows] = {}, dh[kRows] = {}, dc[kRows] = {};
+  S c_prev[kRows] = {};
   const auto fetch = [&](std::int64_t k) {
     const std::int64_t time = time_of(a, t.dir, k);
 #pragma unroll
@@ -385,11 +421,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       dy[j] = i < 0 ? T{} : static_cast<const T*>(a.dy)[i];
     }
   };
-  if (t.active) {
-    t.load_states(d, a.dh, dh);
-    if constexpr (Shape::kHasC) t.load_states(d, a.dc, dc);
-    fetch(d.cut.steps - 1);
-  }
+  if (t.active) fetch(d.cut.steps - 1);
 
   for (std::int64_t k = d.cut.steps - 1; k >= 0; --k) {
     const std::int64_t time = time_of(a, t.dir, k);
@@ -434,6 +466,38 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     }
     __syncthreads();
   }
+}
+
+// All steps of a tile of rows, backward.
+// Work split: as forward. dh (and dc) stay in registers; the gradients of R's products go through
+// shared memory, where all units meet, so two barriers per step. Traffic per (row, unit) and step,
+// in elements: saved gates, h_prev (c_prev) and dy in, loaded for the next step before the product
+// that hides their latency; the gates' gradients out, once. Shared memory: R once, G·H values per
+// row. Limits, launch: as forward. Invariants: gradients of padded steps are zeros, whatever dy
+// holds.
+template <class Family, class T, int kRows>
+__global__ void __launch_bounds__(kTileThreads, 1)
+    tile_backward_kernel(BackwardScan a, int groups) {
+  using S = state_t<T>;
+  using Shape = typename Family::Shape;
+  constexpr int kGates = Shape::kGates;
+  PENSTOCK_SHARED_MEMORY(unsigned char, shared);
+  const Dims& d = a.dims;
+  T* weights = nullptr;
+  S* operand = nullptr;
+  TileRow* rows = nullptr;
+  cut_shared<T>(shared, kGates * d.hidden * d.hidden, groups * kRows, &weights, &rows, &operand);
+  const TileThread<kRows> t(d, groups, rows);
+  fill_tile_rows(a, t.m, rows);
+  load_weights(a, kGates, t.dir, weights);
+  __syncthreads();
+
+  S dh[kRows] = {}, dc[kRows] = {};
+  if (t.active) {
+    t.load_states(d, a.dh, dh);
+    if constexpr (Shape::kHasC) t.load_states(d, a.dc, dc);
+  }
+  tile_backward_steps<Family>(a, t, weights, operand, dh, dc);
   if (!t.active) return;
   t.store_states(d, dh, a.dh);
   if constexpr (Shape::kHasC) t.store_states(d, dc, a.dc);
