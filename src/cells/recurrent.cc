@@ -3,6 +3,9 @@
 // leaves the gates' gradients of the chunk, and while they are in a cache, they go into dx, the
 // weights' and the biases' gradients. With `recompute`, a chunk's gates are found again first.
 //
+// Levels of a sliced network that a backend takes at once (LevelKernels) are one chunk each, whose
+// scans are made here and run together.
+//
 // A chunk is a range of parts and a range of steps. Its entries are contiguous in x if it takes all
 // steps of its parts, else each part's are: a piece.
 
@@ -10,6 +13,7 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "core/cell_table.h"
 #include "penstock/error.h"
@@ -53,11 +57,18 @@ struct Reserve {
   }
 };
 
+/// What levels that are taken at once have together, in place of what each would take for itself.
+struct Joint {
+  void* gemm_workspace = nullptr;
+};
+
 /// What forward and backward share.
 class Run {
  protected:
-  Run(const Context& ctx, const Level& level, void* workspace)
-      : ctx_(ctx),
+  /// `joint` null: the level is taken by itself.
+  Run(const Context& ctx, const Level& level, void* workspace, const Joint* joint)
+      : joint_(joint),
+        ctx_(ctx),
         backend_(ctx.backend()),
         level_(level),
         kernels_(kernels_of<Kernels>(ctx, level.cell)),
@@ -192,7 +203,8 @@ class Run {
                                       : operands_.zeros(bias);
     bias_hh_ = level_.bias_hh.given() ? operands_.contiguous(level_.bias_hh, dims_.compute)
                                       : operands_.zeros(bias);
-    gemm_workspace_ = operands_.take(backend_.gemm_workspace_bytes());
+    gemm_workspace_ = joint_ == nullptr ? operands_.take(backend_.gemm_workspace_bytes())
+                                        : joint_->gemm_workspace;
   }
 
   /// Room for op(weight_ih) of each direction in the backend's form for products.
@@ -298,6 +310,7 @@ class Run {
              });
   }
 
+  const Joint* joint_;
   const Context& ctx_;
   const Backend& backend_;
   const Level& level_;
@@ -338,17 +351,20 @@ class Run {
 
 class ForwardRun : public Run {
  public:
-  ForwardRun(const Context& ctx, const Level& level, const LevelOutputs& out, void* workspace)
-      : Run(ctx, level, workspace), out_(out) {
+  ForwardRun(const Context& ctx, const Level& level, const LevelOutputs& out, void* workspace,
+             const Joint* joint = nullptr)
+      : Run(ctx, level, workspace, joint), out_(out) {
     prepare_inputs(/*forward=*/true);
     weights_ = make_packed(gate_rows(), dims_.input);
-    scratch_ = operands_.take(kernels_.forward_scratch_bytes(dims_));
-    y_ = out.y.given() ? operands_.place(out.y, dims_.compute) : nullptr;
-    h_ = operands_.place(out.h_last, dims_.state);
-    h_next_ = operands_.take(state_bytes());
-    if (spec_.has_c) {
-      c_ = out.c_last.given() ? operands_.place(out.c_last, dims_.state)
-                              : operands_.take(state_bytes());
+    if (joint == nullptr) {
+      scratch_ = operands_.take(kernels_.forward_scratch_bytes(dims_));
+      y_ = out.y.given() ? operands_.place(out.y, dims_.compute) : nullptr;
+      h_ = operands_.place(out.h_last, dims_.state);
+      h_next_ = operands_.take(state_bytes());
+      if (spec_.has_c) {
+        c_ = out.c_last.given() ? operands_.place(out.c_last, dims_.state)
+                                : operands_.take(state_bytes());
+      }
     }
     if (!level.need_grad || level.recompute) {
       gates_ = operands_.take(static_cast<std::size_t>(dims_.dirs * chunk_rows() * gate_rows()) *
@@ -374,8 +390,26 @@ class ForwardRun : public Run {
     if (out_.c_last.given()) operands_.deliver(c_, dims_.state, out_.c_last);
   }
 
+  /// The level as one of those that are taken at once. `first`: it is the network's lowest, so its
+  /// products W x are computed here.
+  LevelForward joint_level(void* reserve_base, void* kept, bool first) const {
+    const Reserve reserve(ctx_, level_, dims_, spec_, reserve_base);
+    LevelForward f;
+    static_cast<ForwardScan&>(f) = scan_of(chunk(0), reserve);
+    f.weight_ih = weight_ih_;
+    f.outputs = out_.h_last.data;
+    f.kept = kept;
+    if (first) {
+      pack(weights_, /*transposed=*/true);
+      input_products(chunk(0), f.gates, weights_);
+    } else {
+      f.x = x_;
+    }
+    return f;
+  }
+
  private:
-  void run_chunk(const Chunk& c, const Reserve& reserve) const {
+  ForwardScan scan_of(const Chunk& c, const Reserve& reserve) const {
     ForwardScan scan;
     fill(scan, c);
     scan.save = level_.need_grad && !level_.recompute;
@@ -390,6 +424,10 @@ class ForwardRun : public Run {
     scan.h_next = h_next_;
     scan.c = c_;
     scan.y = y_;
+    return scan;
+  }
+  void run_chunk(const Chunk& c, const Reserve& reserve) const {
+    const ForwardScan scan = scan_of(c, reserve);
     input_products(c, scan.gates, weights_);
     kernels_.forward(ctx_, scan);
   }
@@ -405,8 +443,9 @@ class ForwardRun : public Run {
 
 class BackwardRun : public Run {
  public:
-  BackwardRun(const Context& ctx, const Level& level, const LevelGradients& grads, void* workspace)
-      : Run(ctx, level, workspace), grads_(grads) {
+  BackwardRun(const Context& ctx, const Level& level, const LevelGradients& grads, void* workspace,
+              const Joint* joint = nullptr)
+      : Run(ctx, level, workspace, joint), grads_(grads) {
     prepare_inputs(/*forward=*/false);
     if (level.recompute) {
       weights_ = make_packed(gate_rows(), dims_.input);
@@ -415,20 +454,30 @@ class BackwardRun : public Run {
           item());
     }
     transposed_ = make_packed(dims_.input, gate_rows());
-    scratch_ = operands_.take(kernels_.backward_scratch_bytes(dims_));
-    if (level.recompute) {
-      forward_scratch_ = operands_.take(kernels_.forward_scratch_bytes(dims_));
-    }
-    dy_ = grads.dy.given() ? operands_.contiguous(grads.dy, dims_.compute) : nullptr;
-    dh_ =
-        grads.dh0.given() ? operands_.place(grads.dh0, dims_.state) : operands_.take(state_bytes());
-    if (spec_.has_c) {
-      dc_ = grads.dc0.given() ? operands_.place(grads.dc0, dims_.state)
+    if (joint == nullptr) {
+      scratch_ = operands_.take(kernels_.backward_scratch_bytes(dims_));
+      if (level.recompute) {
+        forward_scratch_ = operands_.take(kernels_.forward_scratch_bytes(dims_));
+      }
+      dy_ = grads.dy.given() ? operands_.contiguous(grads.dy, dims_.compute) : nullptr;
+      dh_ = grads.dh0.given() ? operands_.place(grads.dh0, dims_.state)
                               : operands_.take(state_bytes());
+      if (spec_.has_c) {
+        dc_ = grads.dc0.given() ? operands_.place(grads.dc0, dims_.state)
+                                : operands_.take(state_bytes());
+      }
+    } else {
+      doutputs_ =
+          grads.dh_last.given() ? operands_.contiguous(grads.dh_last, dims_.compute) : nullptr;
     }
     dgates_ = operands_.take(
         static_cast<std::size_t>(dims_.dirs * chunk_rows() * spec_.dgates * dims_.hidden) * item());
-    dx_ = operands_.place(grads.dx, dims_.compute);
+    if (grads.dx.given()) {
+      dx_ = operands_.place(grads.dx, dims_.compute);
+    } else {
+      dx_parts_ = operands_.take(static_cast<std::size_t>(dims_.dirs * level.x.numel()) *
+                                 size_of(dims_.state));
+    }
     dweight_ih_ = operands_.place(grads.dweight_ih, dims_.compute);
     dweight_hh_ = operands_.place(grads.dweight_hh, dims_.compute);
     if (grads.dbias_ih.given() || grads.dbias_hh.given()) {
@@ -442,10 +491,7 @@ class BackwardRun : public Run {
   void run(const void* reserve_base) {
     initialise(grads_.dh_last, dh_);
     if (dc_ != nullptr) initialise(grads_.dc_last, dc_);
-    if (dbias_ != nullptr) {
-      backend_.fill_zero(ctx_, dbias_,
-                         static_cast<std::size_t>(dims_.dirs * dgate_columns()) * sizeof(double));
-    }
+    zero_bias_sums();
     if (dims_.cut.entries() * dims_.cut.batch > 0) {
       if (dims_.dirs == 2) zero(dx_, grads_.dx, item());
       BackwardScan scan;
@@ -465,19 +511,47 @@ class BackwardRun : public Run {
       zero(dweight_ih_, grads_.dweight_ih, item());
       zero(dweight_hh_, grads_.dweight_hh, item());
     }
-    operands_.deliver(dx_, dims_.compute, grads_.dx);
-    operands_.deliver(dweight_ih_, dims_.compute, grads_.dweight_ih);
-    operands_.deliver(dweight_hh_, dims_.compute, grads_.dweight_hh);
+    deliver();
     if (grads_.dh0.given()) operands_.deliver(dh_, dims_.state, grads_.dh0);
     if (grads_.dc0.given()) operands_.deliver(dc_, dims_.state, grads_.dc0);
+  }
+
+  /// The level as one of those that are taken at once.
+  LevelBackward joint_level(const void* reserve_base) const {
+    const Reserve reserve(ctx_, level_, dims_, spec_, const_cast<void*>(reserve_base));
+    LevelBackward b;
+    static_cast<BackwardScan&>(b) = scan_of(chunk(0), reserve);
+    b.gates = all_rows(reserve.gates, spec_.saved * dims_.hidden, item(), chunk(0));
+    b.weight_ih = weight_ih_;
+    b.doutputs = doutputs_;
+    b.dx = dx_parts_;
+    return b;
+  }
+  /// What is left to do when the gates' gradients of a level among those taken at once are there.
+  void joint_finish(const LevelBackward& b) {
+    zero_bias_sums();
+    if (dims_.dirs == 2 && dx_ != nullptr) zero(dx_, grads_.dx, item());
+    pack(transposed_, /*transposed=*/false);
+    for (std::int64_t dir = 0; dir < dims_.dirs; ++dir) products(chunk(0), b, dir, /*first=*/true);
+    deliver();
+  }
+
+ private:
+  void zero_bias_sums() const {
+    if (dbias_ == nullptr) return;
+    backend_.fill_zero(ctx_, dbias_,
+                       static_cast<std::size_t>(dims_.dirs * dgate_columns()) * sizeof(double));
+  }
+  void deliver() const {
+    if (dx_ != nullptr) operands_.deliver(dx_, dims_.compute, grads_.dx);
+    operands_.deliver(dweight_ih_, dims_.compute, grads_.dweight_ih);
+    operands_.deliver(dweight_hh_, dims_.compute, grads_.dweight_hh);
     if (grads_.dbias_ih.given()) bias_gradient(grads_.dbias_ih, 0, spec_.gates, 0);
     if (grads_.dbias_hh.given()) {
       bias_gradient(grads_.dbias_hh, 0, spec_.h_split, 0);
       bias_gradient(grads_.dbias_hh, spec_.h_split, spec_.gates, spec_.h_block);
     }
   }
-
- private:
   std::int64_t dgate_columns() const { return spec_.dgates * dims_.hidden; }
   void zero(void* place, const TensorView& like, std::size_t size) const {
     backend_.fill_zero(ctx_, place, static_cast<std::size_t>(like.numel()) * size);
@@ -495,11 +569,21 @@ class BackwardRun : public Run {
     backend_.convert(ctx_, source, target);
   }
 
-  void run_chunk(const Chunk& c, const Reserve& reserve, bool first) const {
+  /// A chunk's scan, but for its gates.
+  BackwardScan scan_of(const Chunk& c, const Reserve& reserve) const {
     BackwardScan scan;
     fill(scan, c);
     scan.h_kept = all_rows(reserve.h, dims_.hidden, item(), c);
     scan.c_kept = all_rows(reserve.c, dims_.hidden, size_of(dims_.state), c);
+    scan.dgates = chunk_rows(dgates_, dgate_columns(), item(), c);
+    scan.dy = dy_;
+    scan.dh = dh_;
+    scan.dc = dc_;
+    scan.want_first = level_.h0.given() || grads_.dh0.given();
+    return scan;
+  }
+  void run_chunk(const Chunk& c, const Reserve& reserve, bool first) const {
+    BackwardScan scan = scan_of(c, reserve);
     if (level_.recompute) {
       ForwardScan again;
       static_cast<Scan&>(again) = scan;
@@ -512,11 +596,6 @@ class BackwardRun : public Run {
     } else {
       scan.gates = all_rows(reserve.gates, spec_.saved * dims_.hidden, item(), c);
     }
-    scan.dgates = chunk_rows(dgates_, dgate_columns(), item(), c);
-    scan.dy = dy_;
-    scan.dh = dh_;
-    scan.dc = dc_;
-    scan.want_first = level_.h0.given() || grads_.dh0.given();
     kernels_.backward(ctx_, scan);
     // One direction after the other, because both add to dx.
     for (std::int64_t dir = 0; dir < dims_.dirs; ++dir) products(c, scan, dir, first);
@@ -526,7 +605,7 @@ class BackwardRun : public Run {
   /// begin the weights' gradients.
   void products(const Chunk& c, const BackwardScan& scan, std::int64_t dir, bool first) const {
     const std::int64_t tiles = ceil_div(piece_rows(c), plan_.tile_rows);
-    const std::int64_t dx_items = pieces(c) * tiles;
+    const std::int64_t dx_items = dx_ == nullptr ? 0 : pieces(c) * tiles;
     const std::int64_t unit_items = ceil_div(gate_rows(), plan_.tile_units);
     const std::int64_t sum_items =
         dbias_ == nullptr ? 0 : ceil_div(dgate_columns(), plan_.sum_columns);
@@ -656,6 +735,8 @@ class BackwardRun : public Run {
   void* gates_ = nullptr;
   void* dgates_ = nullptr;
   void* dx_ = nullptr;
+  const void* doutputs_ = nullptr;  // of a level among others, as
+  void* dx_parts_ = nullptr;        // LevelBackward has them
   void* dweight_ih_ = nullptr;
   void* dweight_hh_ = nullptr;
   void* dbias_ = nullptr;
@@ -682,6 +763,90 @@ void level_forward(const Context& ctx, const Level& level, const LevelOutputs& o
 void level_backward(const Context& ctx, const Level& level, const LevelGradients& grads,
                     void* workspace, const void* reserve) {
   BackwardRun(ctx, level, grads, workspace).run(reserve);
+}
+
+int first_joint_level(const Context& ctx, const Level* levels, int count, bool backward) {
+  const LevelKernels* kernels = kernels_of<Kernels>(ctx, levels[0].cell).levels;
+  // With `recompute`, backward would need all levels' gates at a time.
+  if (kernels == nullptr || (backward && levels[0].recompute)) return count;
+  std::vector<Dims> dims;
+  for (int i = 0; i < count; ++i) {
+    dims.push_back(dims_of(ctx, levels[i]));
+    if (dims.back().cut.entries() * dims.back().cut.batch == 0) return count;
+  }
+  return kernels->first(ctx, dims.data(), count, backward);
+}
+
+namespace {
+
+/// Runs of levels taken at once and what they share, cut off one workspace. The same code measures
+/// and runs.
+template <class OneRun, class Argument>
+class JointRuns {
+ public:
+  JointRuns(const Context& ctx, const Level* levels, const Argument* arguments, int count,
+            void* workspace)
+      : ctx_(ctx), kernels_(*kernels_of<Kernels>(ctx, levels[0].cell).levels) {
+    const Backend& backend = ctx.backend();
+    Carver carver(workspace, backend.alignment);
+    joint_.gemm_workspace = carver.take(backend.gemm_workspace_bytes());
+    scratch_ = carver.take(kernels_.scratch_bytes);
+    runs_.reserve(static_cast<std::size_t>(count));
+    for (int i = 0; i < count; ++i) {
+      void* base = carver.take(0);
+      runs_.emplace_back(ctx, levels[i], arguments[i], base, &joint_);
+      carver.take(runs_.back().workspace_bytes());
+    }
+    bytes_ = carver.bytes();
+  }
+  JointRuns(const JointRuns&) = delete;
+  JointRuns& operator=(const JointRuns&) = delete;
+
+  std::size_t bytes() const { return bytes_; }
+  void forward(void* const* reserves, void* const* kept, bool from_input) const {
+    std::vector<LevelForward> joint;
+    for (const OneRun& run : runs_) {
+      const std::size_t i = joint.size();
+      joint.push_back(run.joint_level(reserves[i], kept[i], from_input && i == 0));
+    }
+    kernels_.forward(ctx_, joint.data(), static_cast<int>(joint.size()), scratch_);
+  }
+  void backward(const void* const* reserves) {
+    std::vector<LevelBackward> joint;
+    for (const OneRun& run : runs_) joint.push_back(run.joint_level(reserves[joint.size()]));
+    kernels_.backward(ctx_, joint.data(), static_cast<int>(joint.size()), scratch_);
+    for (std::size_t i = runs_.size(); i-- > 0;) runs_[i].joint_finish(joint[i]);
+  }
+
+ private:
+  const Context& ctx_;
+  const LevelKernels& kernels_;
+  Joint joint_;
+  void* scratch_ = nullptr;
+  std::vector<OneRun> runs_;
+  std::size_t bytes_ = 0;
+};
+
+using JointForward = JointRuns<ForwardRun, LevelOutputs>;
+using JointBackward = JointRuns<BackwardRun, LevelGradients>;
+
+}  // namespace
+
+std::size_t joint_forward_workspace_bytes(const Context& ctx, const Level* levels,
+                                          const LevelOutputs* out, int count) {
+  return JointForward(ctx, levels, out, count, nullptr).bytes();
+}
+std::size_t joint_backward_workspace_bytes(const Context& ctx, const Level* levels,
+                                           const LevelGradients* grads, int count) {
+  return JointBackward(ctx, levels, grads, count, nullptr).bytes();
+}
+void joint_forward(const Context& ctx, const Level* levels, const LevelOutputs* out, int count,
+                   bool from_input, void* workspace, void* const* reserves, void* const* kept) {
+  JointForward(ctx, levels, out, count, workspace).forward(reserves, kept, from_input);
+}
+void joint_backward(const Context& ctx, const Level* levels, const LevelGradients* grads, int count,
+                    void* workspace, const void* const* reserves) {
+  JointBackward(ctx, levels, grads, count, workspace).backward(reserves);
 }
 
 void check_lengths(Checker& check, const Context& ctx, const TensorView& lengths,

@@ -48,6 +48,22 @@ void level_forward(const Context& ctx, const Level& level, const LevelOutputs& o
 void level_backward(const Context& ctx, const Level& level, const LevelGradients& grads,
                     void* workspace, const void* reserve);
 
+/// Of the levels of a sliced network, from the lowest on, the first of those that the context's
+/// backend takes at once; `count`: it takes all by themselves. The same for all that a call asks.
+int first_joint_level(const Context& ctx, const Level* levels, int count, bool backward);
+std::size_t joint_forward_workspace_bytes(const Context& ctx, const Level* levels,
+                                          const LevelOutputs* out, int count);
+std::size_t joint_backward_workspace_bytes(const Context& ctx, const Level* levels,
+                                           const LevelGradients* grads, int count);
+/// Levels at once; of their outputs and gradients none but those of slicing. `from_input`: the
+/// first one is the network's lowest. `kept`: places for a copy of each level's outputs, or null.
+void joint_forward(const Context& ctx, const Level* levels, const LevelOutputs* out, int count,
+                   bool from_input, void* workspace, void* const* reserves, void* const* kept);
+/// Of the gradients dx is the first level's alone, and dh_last lacks what comes from the level
+/// above.
+void joint_backward(const Context& ctx, const Level* levels, const LevelGradients* grads, int count,
+                    void* workspace, const void* const* reserves);
+
 /// Check lengths (B,) against [0, time].
 void check_lengths(checks::Checker& check, const Context& ctx, const TensorView& lengths,
                    std::int64_t batch, std::int64_t time);

@@ -159,6 +159,36 @@ struct BackwardScan : Scan {
   bool want_first = true;  // whether the gradient of the state before step 0 is wanted
 };
 
+/// A level of a sliced network among several that a backend takes at once, all steps of all parts,
+/// from the zero state. Of ForwardScan, `scratch`, h, h_next, c and y are not there.
+struct LevelForward : ForwardScan {
+  const void* weight_ih = nullptr;  // (dirs, G·H, D) compute type
+  const void* x = nullptr;  // (entries, B, D) array type: the outputs of the level below, which the
+                            // same call finds; null: `gates` holds the products W x
+  void* outputs = nullptr;  // (rows, dirs·H) array type: the last states of h
+  void* kept = nullptr;     // the same again, or null
+};
+
+/// The same backward. Of BackwardScan, `scratch`, dy, dh and dc are not there.
+struct LevelBackward : BackwardScan {
+  const void* weight_ih = nullptr;
+  const void* doutputs = nullptr;  // (rows, dirs·H) array type: of the outputs, but for what comes
+                                   // from the level above; or null
+  void* dx = nullptr;  // (dirs, entries * B, D) state type, scratch: what each direction adds to
+                       // the gradient of the level below; null: nothing is below
+};
+
+/// What a backend provides that can take levels at once. Arrays have a place for each entry of the
+/// level, and levels come from the lowest on. A backend that has this computes in the array type.
+struct LevelKernels {
+  /// The level from which on the rest is best taken at once; `count`: none is. A function of its
+  /// arguments, the device and settings.
+  int (*first)(const Context&, const Dims* levels, int count, bool backward);
+  std::size_t scratch_bytes;
+  void (*forward)(const Context&, const LevelForward* levels, int count, void* scratch);
+  void (*backward)(const Context&, const LevelBackward* levels, int count, void* scratch);
+};
+
 struct Kernels {
   Spec (*spec)(const Options&);
   Plan (*plan)(const Dims&);
@@ -172,6 +202,7 @@ struct Kernels {
   void (*replay)(const Context&, const ForwardScan&);
   /// Steps from the last to the first.
   void (*backward)(const Context&, const BackwardScan&);
+  const LevelKernels* levels = nullptr;  // or null: levels are taken one after the other
 };
 
 }  // namespace penstock::recurrent

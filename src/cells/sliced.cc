@@ -1,5 +1,5 @@
-// Slicing: one level after the other, each a cell over the rows of a Cut. Nothing here knows what a
-// cell computes.
+// Slicing: one level after the other, each a cell over the rows of a Cut, or the upper ones at once
+// where the backend offers that. Nothing here knows what a cell computes.
 
 #include "penstock/sliced.h"
 
@@ -38,6 +38,7 @@ struct SlicedCell {
                   void* reserve);
   void (*backward)(const Context&, const Level&, const LevelGradients&, void* workspace,
                    const void* reserve);
+  bool joint = false;  // recurrent::first_joint_level may be asked
 };
 
 std::int64_t check_recurrent(Checker& check, const SlicedInputs& in, const SlicedLevel& level,
@@ -71,7 +72,8 @@ constexpr SlicedCell recurrent_cell(const char* name, int gates) {
           &recurrent::level_forward_workspace_bytes,
           &recurrent::level_backward_workspace_bytes,
           &recurrent::level_forward,
-          &recurrent::level_backward};
+          &recurrent::level_backward,
+          /*joint=*/true};
 }
 
 // One line each.
@@ -211,15 +213,34 @@ class Sliced {
     return carver.bytes();
   }
 
+  /// The first of the levels that are taken at once.
+  int first_joint(bool need_grad, bool backward) const {
+    if (!cell_.joint) return count_;
+    std::vector<Level> levels;
+    for (int i = 0; i < count_; ++i) levels.push_back(level(i, nullptr, need_grad));
+    return recurrent::first_joint_level(ctx_, levels.data(), count_, backward);
+  }
+
   std::size_t forward_workspace(bool need_grad) const {
     std::size_t most = 0;
     void* nowhere = nullptr;
+    const int first = first_joint(need_grad, /*backward=*/false);
+    std::vector<Level> levels;
+    std::vector<LevelOutputs> outputs;
     for (int i = 0; i < count_; ++i) {
       LevelOutputs out;
       out.h_last = rows(i, nowhere);
-      most = std::max(most, cell_.forward_workspace_bytes(ctx_, level(i, nullptr, need_grad), out));
+      if (i < first) {
+        most =
+            std::max(most, cell_.forward_workspace_bytes(ctx_, level(i, nullptr, need_grad), out));
+      } else {
+        levels.push_back(level(i, nullptr, need_grad));
+        outputs.push_back(out);
+      }
     }
-    return most;
+    if (first == count_) return most;
+    return std::max(most, recurrent::joint_forward_workspace_bytes(ctx_, levels.data(),
+                                                                   outputs.data(), count_ - first));
   }
 
   /// Gradients of a level's parameters, as given or, to measure, without memory.
@@ -252,10 +273,29 @@ class Sliced {
     g.dx = dx_of(i, nullptr);
     return cell_.backward_workspace_bytes(ctx_, level(i, nullptr, true), g);
   }
+  std::size_t joint_backward_workspace(int first) const {
+    std::vector<Level> levels;
+    std::vector<LevelGradients> all;
+    for (int i = first; i < count_; ++i) {
+      LevelGradients g = gradients(i, nullptr);
+      void* nowhere = nullptr;
+      g.dh_last = rows(i, nowhere);
+      // Not contiguous, so that there is room for a copy.
+      g.dh_last.strides[0] = 0;
+      g.dh_last.strides[1] = 2;
+      if (i == first) g.dx = dx_of(i, nullptr);
+      levels.push_back(level(i, nullptr, true));
+      all.push_back(g);
+    }
+    return recurrent::joint_backward_workspace_bytes(ctx_, levels.data(), all.data(),
+                                                     count_ - first);
+  }
   std::size_t backward_workspace() const {
     // Two gradients of outputs live at a time: of the level at hand and of the one below.
     std::size_t most = 0, outputs = 0;
-    for (int i = 0; i < count_; ++i) most = std::max(most, level_backward_workspace(i));
+    const int first = first_joint(true, /*backward=*/true);
+    if (first < count_) most = joint_backward_workspace(first);
+    for (int i = 0; i < first; ++i) most = std::max(most, level_backward_workspace(i));
     for (int i = 0; i < count_; ++i) outputs = std::max(outputs, output_bytes(i));
     const std::size_t alignment = ctx_.backend().alignment;
     return 2 * align(outputs, alignment) + most;
@@ -354,10 +394,21 @@ void sliced_forward(const Context& ctx, const SlicedForwardArgs& a) {
   char none = 0;
   void* workspace = a.workspace.data != nullptr ? a.workspace.data : &none;
   auto* reserve = static_cast<char*>(a.reserve.data);
+  const int first = sliced.first_joint(a.need_grad, /*backward=*/false);
+  std::vector<Level> joint_levels;
+  std::vector<LevelOutputs> joint_outputs;
+  std::vector<void*> reserves, copies;
   for (int i = 0; i < count; ++i) {
     const void* below = i == 0 ? nullptr : a.outputs[i - 1].data;
     LevelOutputs out;
     out.h_last = sliced.rows(i, a.outputs[i].data);
+    if (i >= first) {
+      joint_levels.push_back(sliced.level(i, below, a.need_grad));
+      joint_outputs.push_back(out);
+      reserves.push_back(a.need_grad ? reserve + offsets[i] : nullptr);
+      copies.push_back(a.need_grad && i + 1 < count ? reserve + kept[i] : nullptr);
+      continue;
+    }
     sliced.cell().forward(ctx, sliced.level(i, below, a.need_grad), out, workspace,
                           a.need_grad ? reserve + offsets[i] : nullptr);
     if (a.need_grad && i + 1 < count) {
@@ -365,6 +416,9 @@ void sliced_forward(const Context& ctx, const SlicedForwardArgs& a) {
       backend.convert(ctx, out.h_last, sliced.rows(i, static_cast<void*>(reserve + kept[i])));
     }
   }
+  if (first == count) return;
+  recurrent::joint_forward(ctx, joint_levels.data(), joint_outputs.data(), count - first,
+                           /*from_input=*/first == 0, workspace, reserves.data(), copies.data());
 }
 
 void sliced_backward(const Context& ctx, const SlicedBackwardArgs& a) {
@@ -414,8 +468,24 @@ void sliced_backward(const Context& ctx, const SlicedBackwardArgs& a) {
   const std::size_t size = sliced.largest_output();
   char* const turns[2] = {workspace, workspace + size};
   workspace += 2 * size;
+  const int first = sliced.first_joint(true, /*backward=*/true);
+  if (first < count) {
+    std::vector<Level> levels;
+    std::vector<LevelGradients> all;
+    std::vector<const void*> reserves;
+    for (int i = first; i < count; ++i) {
+      LevelGradients g = sliced.gradients(i, a.dlevels);
+      if (a.doutputs != nullptr) g.dh_last = a.doutputs[i];
+      if (i == first) g.dx = i == 0 ? a.dx : sliced.dx_of(i, turns[(i + 1) % 2]);
+      levels.push_back(sliced.level(i, i == 0 ? nullptr : reserve + kept[i - 1], true));
+      all.push_back(g);
+      reserves.push_back(reserve + offsets[i]);
+    }
+    recurrent::joint_backward(ctx, levels.data(), all.data(), count - first, workspace,
+                              reserves.data());
+  }
   // What comes from the level above; the last level has none.
-  for (int i = count - 1; i >= 0; --i) {
+  for (int i = first - 1; i >= 0; --i) {
     void* from_above = turns[i % 2];
     const bool last = i == count - 1;
     const TensorView given = a.doutputs == nullptr ? TensorView() : a.doutputs[i];
