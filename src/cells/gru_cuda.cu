@@ -70,9 +70,33 @@ void replay(const Context& ctx, const ForwardScan& a) {
   reset_before::replay(ctx, a);
 }
 
+int first_level(const Context& ctx, const Dims* levels, int count, bool backward) {
+  return is_before(levels[0].options)
+             ? mixing::first_level<reset_before::Steps>(ctx, levels, count, backward)
+             : mixing::first_level<mixing::OneProduct<After>>(ctx, levels, count, backward);
+}
+
+void forward_levels(const Context& ctx, const recurrent::LevelForward* levels, int count,
+                    void* scratch) {
+  if (is_before(levels[0].dims.options)) {
+    return mixing::forward_levels<reset_before::Steps>(ctx, levels, count, scratch);
+  }
+  mixing::forward_levels<mixing::OneProduct<After>>(ctx, levels, count, scratch);
+}
+
+void backward_levels(const Context& ctx, const recurrent::LevelBackward* levels, int count,
+                     void* scratch) {
+  if (is_before(levels[0].dims.options)) {
+    return mixing::backward_levels<reset_before::Steps>(ctx, levels, count, scratch);
+  }
+  mixing::backward_levels<mixing::OneProduct<After>>(ctx, levels, count, scratch);
+}
+
 }  // namespace
 
 const recurrent::Kernels& gru_kernels() {
+  static constexpr recurrent::LevelKernels levels = {&first_level, mixing::kLevelsScratchBytes,
+                                                     &forward_levels, &backward_levels};
   static constexpr recurrent::Kernels table = {&spec,
                                                &mixing::plan,
                                                &forward_scratch_bytes,
@@ -81,7 +105,8 @@ const recurrent::Kernels& gru_kernels() {
                                                &mixing::prepare_nothing,
                                                &forward,
                                                &replay,
-                                               &backward};
+                                               &backward,
+                                               &levels};
   return table;
 }
 

@@ -484,6 +484,26 @@ __global__ void __launch_bounds__(mixing::kTileThreads, 1)
   if (t.active) t.store_states(d, dh, a.dh);
 }
 
+/// As mixing::OneProduct, for levels in one launch.
+struct Steps {
+  using Shape = Before::Shape;
+  static constexpr int kProducts = 2;
+  template <class T, int kRows>
+  static __device__ __forceinline__ void forward(const ForwardScan& a,
+                                                 const mixing::TileThread<kRows>& t, T* weights,
+                                                 state_t<T>* states, const state_t<T>* b,
+                                                 state_t<T> (&h)[kRows], state_t<T> (&)[kRows]) {
+    tile_forward_steps(a, t, weights, states, b, h);
+  }
+  template <class T, int kRows>
+  static __device__ __forceinline__ void backward(const BackwardScan& a,
+                                                  const mixing::TileThread<kRows>& t, T* weights,
+                                                  state_t<T>* operand, state_t<T> (&dh)[kRows],
+                                                  state_t<T> (&)[kRows]) {
+    tile_backward_steps(a, t, weights, operand, dh);
+  }
+};
+
 inline bool forward_by_tiles(const Context& ctx, const ForwardScan& a) {
   const Dims& d = a.dims;
   bool done = false;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cells/recurrent_cuda.cuh"
+#include "cells/recurrent_cuda_levels.cuh"
 #include "cells/recurrent_cuda_tile.cuh"
 
 namespace penstock::cuda::mixing {
@@ -48,7 +49,8 @@ constexpr recurrent::Kernels kernels(recurrent::Spec (*spec)(const Options&)) {
           &prepare_nothing,
           &forward<Family>,
           &replay<Family>,
-          &backward<Family>};
+          &backward<Family>,
+          &kLevelKernels<OneProduct<Family>>};
 }
 
 }  // namespace penstock::cuda::mixing
