@@ -68,6 +68,15 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
+/// Ask for what lies at a global address, to be in the second-level cache when it is read.
+__device__ __forceinline__ void prefetch(const void* global) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
+#else
+  (void)global;
+#endif
+}
+
 // ---- mbarriers ---------------------------------------------------------------------------------
 // 8 bytes in shared memory. A phase is over after `count` arrivals, once the bytes that they
 // announced are there; the next one then begins by itself.

@@ -51,6 +51,43 @@ __device__ __forceinline__ void grid_barrier(unsigned* word) {
 #endif
 }
 
+/// The first half of a grid_barrier: what was written before it is seen after its grid_wait, which
+/// takes what this returned. All threads of the grid call both.
+__device__ __forceinline__ unsigned grid_arrive(unsigned* word) {
+#if defined(__CUDACC__)
+  __syncthreads();
+  unsigned before = 0;
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+    __threadfence();
+    const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
+    const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0;
+    before = atomicAdd(word, first ? 0x80000000u - (blocks - 1) : 1u);
+  }
+  return before;
+#else
+  // All of it, so that what is written from here on is not there early.
+  cuda_emulation::grid_barrier(word, cuda_emulation::Place::here());
+  return 0;
+#endif
+}
+
+/// The second half.
+__device__ __forceinline__ void grid_wait(unsigned* word, unsigned before) {
+#if defined(__CUDACC__)
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+    unsigned now;
+    do {
+      asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
+    } while (((now ^ before) & 0x80000000u) == 0);
+    __threadfence();
+  }
+#else
+  (void)word;
+  (void)before;
+#endif
+  __syncthreads();
+}
+
 // ---- clusters ----------------------------------------------------------------------------------
 // Below compute capability 9.0 there are none: there a block is a cluster of its own.
 

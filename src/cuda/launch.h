@@ -103,6 +103,37 @@ int resident_blocks(const char* name, void (*kernel)(Parameters...), int threads
   return multiprocessors * blocks;
 }
 
+/// More blocks of a cluster than every device has must be asked for, kernel by kernel.
+constexpr unsigned kClusterOfEveryDevice = 8;
+
+template <class... Parameters>
+void allow_cluster(const char* name, void (*kernel)(Parameters...), const dim3& cluster) {
+  if (cluster.x * cluster.y * cluster.z <= kClusterOfEveryDevice) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
+}
+
+/// Clusters of a launch that the current device runs at the same time; 0: it can run none.
+template <class... Parameters>
+int resident_clusters(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape) {
+  allow_shared_bytes(name, kernel, shape.shared_bytes);
+  allow_cluster(name, kernel, shape.cluster);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = shape.cluster.x;
+  attribute.val.clusterDim.y = shape.cluster.y;
+  attribute.val.clusterDim.z = shape.cluster.z;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters;
+  cudaGetLastError();
+  return 0;
+}
+
 /// Launch on the context's stream; its device must be current. `name` is for the error message.
 template <class... Parameters, class... Arguments>
 void launch(const Context& ctx, const char* name, void (*kernel)(Parameters...),
@@ -121,6 +152,7 @@ void launch(const Context& ctx, const char* name, void (*kernel)(Parameters...),
     a.val.cooperative = 1;
   }
   if (shape.cluster.x * shape.cluster.y * shape.cluster.z > 1) {
+    allow_cluster(name, kernel, shape.cluster);
     cudaLaunchAttribute& a = attributes[config.numAttrs++];
     a.id = cudaLaunchAttributeClusterDimension;
     a.val.clusterDim.x = shape.cluster.x;
