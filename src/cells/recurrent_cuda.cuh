@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cells/recurrent_cuda_plan.h"
 #include "cells/recurrent_kernels.h"
 #include "core/operands.h"
 #include "core/workspace.h"
@@ -162,9 +163,16 @@ inline std::size_t step_workspace_bytes(const Context& ctx) {
   return std::min(kStepWorkspaceBytes, ctx.backend().gemm_workspace_bytes());
 }
 
+/// Bytes that blocks of a cooperative grid hand each other, at most.
+inline std::size_t exchanged(const Dims& d, std::int64_t depth) {
+  return static_cast<std::size_t>(
+      exchange_bytes(d.cut.rows(), d.dirs, depth, static_cast<std::int64_t>(size_of(d.compute))));
+}
+
 struct ForwardScratch {
   void* bias = nullptr;       // (dirs, biases, H) state type
-  void* products = nullptr;   // (dirs, rows, G·H) state type: R h
+  void* products = nullptr;   // (dirs, rows, G·H) state type: R h; or
+  void* exchange = nullptr;   // what blocks of a cooperative grid hand each other
   void* operand = nullptr;    // (rows, dirs·H) compute type: h, where its type is another
   void* reset = nullptr;      // (rows, dirs·H) compute type: r * h, where R multiplies that
   void* workspace = nullptr;  // of products
@@ -176,7 +184,8 @@ struct ForwardScratch {
     const auto values = static_cast<std::size_t>(d.cut.rows()) * hidden;
     bias = carver.take(hidden * static_cast<std::size_t>(biases) * size_of(d.state));
     workspace = carver.take(kStepWorkspaceBytes);
-    products = carver.take(values * static_cast<std::size_t>(gates) * size_of(d.state));
+    products = exchange = carver.take(std::max(
+        values * static_cast<std::size_t>(gates) * size_of(d.state), exchanged(d, d.hidden)));
     if (d.state != d.compute) operand = carver.take(values * size_of(d.compute));
     if (resets) reset = carver.take(values * size_of(d.compute));
     bytes = carver.bytes();
@@ -184,15 +193,18 @@ struct ForwardScratch {
 };
 
 struct BackwardScratch {
-  void* operand = nullptr;  // (dirs, rows, G·H) compute type: gradients of R's products
-  void* dreset = nullptr;   // (rows, dirs·H) state type: gradient of r * h, where there is one
+  void* operand = nullptr;   // (dirs, rows, G·H) compute type: gradients of R's products; or
+  void* exchange = nullptr;  // as forward
+  void* dreset = nullptr;    // (rows, dirs·H) state type: gradient of r * h, where there is one
   void* workspace = nullptr;
   std::size_t bytes = 0;
 
   BackwardScratch(const Dims& d, int gates, bool resets, void* base) {
     Carver carver(base, kAlignment);
     const auto values = static_cast<std::size_t>(d.cut.rows() * d.width());
-    operand = carver.take(values * static_cast<std::size_t>(gates) * size_of(d.compute));
+    operand = exchange =
+        carver.take(std::max(values * static_cast<std::size_t>(gates) * size_of(d.compute),
+                             exchanged(d, gates * d.hidden)));
     if (resets) dreset = carver.take(values * size_of(d.state));
     workspace = carver.take(kStepWorkspaceBytes);
     bytes = carver.bytes();

@@ -504,41 +504,45 @@ struct Steps {
   }
 };
 
-inline bool forward_by_tiles(const Context& ctx, const ForwardScan& a) {
-  const Dims& d = a.dims;
-  bool done = false;
-  with_type(d.compute, [&](auto tag) {
+inline void forward_by_tiles(const Context& ctx, const ForwardScan& a,
+                             const mixing::RecurrentPlan& plan) {
+  with_type(a.dims.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    done = mixing::with_tile<T>(ctx, a, kGates, d.hidden * mixing::tile_pitch(kGates, d.hidden),
-                                2 * d.hidden, [&](auto rows, const mixing::TileLaunch& t) {
-                                  launch(ctx, "gru_tile_forward",
-                                         gru_tile_forward_kernel<T, decltype(rows)::value>, t.shape,
-                                         a, static_cast<const state_t<T>*>(a.scratch), t.groups);
-                                });
+    mixing::with_tile<T>(a.dims, plan, [&](auto rows, const mixing::TileLaunch& t) {
+      launch(ctx, "gru_tile_forward", gru_tile_forward_kernel<T, decltype(rows)::value>, t.shape, a,
+             static_cast<const state_t<T>*>(a.scratch), t.groups);
+    });
   });
-  return done;
 }
 
-inline bool backward_by_tiles(const Context& ctx, const BackwardScan& a) {
-  const Dims& d = a.dims;
-  bool done = false;
-  with_type(d.compute, [&](auto tag) {
+inline void backward_by_tiles(const Context& ctx, const BackwardScan& a,
+                              const mixing::RecurrentPlan& plan) {
+  with_type(a.dims.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    done = mixing::with_tile<T>(ctx, a, kGates, kGates * d.hidden * d.hidden, kGates * d.hidden,
-                                [&](auto rows, const mixing::TileLaunch& t) {
-                                  launch(ctx, "gru_tile_backward",
-                                         gru_tile_backward_kernel<T, decltype(rows)::value>,
-                                         t.shape, a, t.groups);
-                                });
+    mixing::with_tile<T>(a.dims, plan, [&](auto rows, const mixing::TileLaunch& t) {
+      launch(ctx, "gru_tile_backward", gru_tile_backward_kernel<T, decltype(rows)::value>, t.shape,
+             a, t.groups);
+    });
   });
-  return done;
+}
+
+inline mixing::RecurrentPlan plan_of(const Context& ctx, const recurrent::Scan& a, bool backward) {
+  mixing::RecurrentProblem p = mixing::problem_of(ctx, a, kGates, backward);
+  p.one_product = false;
+  const mixing::RecurrentPlan plan = mixing::choose(p);
+  mixing::report(p, plan);
+  return plan;
 }
 
 inline void forward(const Context& ctx, const ForwardScan& a) {
-  if (!forward_by_tiles(ctx, a)) forward_by_steps(ctx, a);
+  const mixing::RecurrentPlan plan = plan_of(ctx, a, /*backward=*/false);
+  if (plan.path == mixing::RecurrentPath::kTile) return forward_by_tiles(ctx, a, plan);
+  forward_by_steps(ctx, a);
 }
 inline void backward(const Context& ctx, const BackwardScan& a) {
-  if (!backward_by_tiles(ctx, a)) backward_by_steps(ctx, a);
+  const mixing::RecurrentPlan plan = plan_of(ctx, a, /*backward=*/true);
+  if (plan.path == mixing::RecurrentPath::kTile) return backward_by_tiles(ctx, a, plan);
+  backward_by_steps(ctx, a);
 }
 
 }  // namespace penstock::cuda::reset_before

@@ -1,7 +1,8 @@
-// The table of a cell with one product a step, over both paths.
+// The table of a cell with one product a step, over all paths.
 #pragma once
 
 #include "cells/recurrent_cuda.cuh"
+#include "cells/recurrent_cuda_group.cuh"
 #include "cells/recurrent_cuda_levels.cuh"
 #include "cells/recurrent_cuda_tile.cuh"
 
@@ -28,14 +29,20 @@ template <class Family>
 void forward(const Context& ctx, const ForwardScan& a) {
   if (empty(a)) return;
   const DeviceGuard guard(ctx);
-  if (!forward_by_tiles<Family>(ctx, a)) forward_by_steps<Family>(ctx, a);
+  const RecurrentPlan plan = forward_plan<Family>(ctx, a);
+  if (plan.path >= RecurrentPath::kBlock) return forward_by_group<Family>(ctx, a, plan);
+  if (plan.path == RecurrentPath::kTile) return forward_by_tiles<Family>(ctx, a, plan);
+  forward_by_steps<Family>(ctx, a);
 }
 
 template <class Family>
 void backward(const Context& ctx, const BackwardScan& a) {
   if (empty(a)) return;
   const DeviceGuard guard(ctx);
-  if (!backward_by_tiles<Family>(ctx, a)) backward_by_steps<Family>(ctx, a);
+  const RecurrentPlan plan = backward_plan<Family>(ctx, a);
+  if (plan.path >= RecurrentPath::kBlock) return backward_by_group<Family>(ctx, a, plan);
+  if (plan.path == RecurrentPath::kTile) return backward_by_tiles<Family>(ctx, a, plan);
+  backward_by_steps<Family>(ctx, a);
 }
 
 /// The table of a cell with one product a step.

@@ -7,31 +7,18 @@
 // thread, so a row's result depends on nothing but the row.
 #pragma once
 
+#include <cstdio>
 #include <cstdlib>
 #include <type_traits>
 
 #include "cells/recurrent_cuda.cuh"
+#include "cells/recurrent_cuda_plan.h"
+#include "penstock/config.h"
 
 namespace penstock::cuda::mixing {
 
-constexpr int kTileThreads = 384;
-// Rows per thread. Each weight that a thread reads from shared memory serves kRows multiply-adds,
-// each state as many as there are gates: with 8 rows and 3 gates arithmetic is the limit. Where
-// rows are few, more threads with less work each finish a step sooner; double always takes few,
-// because more would need more registers than there are.
-constexpr int kFewRows = 2;
 template <class T>
-constexpr int kManyRows = sizeof(state_t<T>) == 8 ? kFewRows : 8;
-// Multiply-adds of a step beyond which cuBLAS's tensor cores finish 16-bit products sooner than
-// these kernels' float32 arithmetic, in spite of a launch per step.
-constexpr std::int64_t kTileHalfWork = std::int64_t{1} << 27;
-
-/// How a tile kernel is launched; groups = 0: it cannot be, or had better not.
-struct TileLaunch {
-  int groups = 0;
-  bool many_rows = false;
-  LaunchShape shape;
-};
+constexpr int kManyRows = many_rows(sizeof(state_t<T>));
 
 /// A row of a tile: what its threads must know of it.
 struct alignas(16) TileRow {
@@ -39,13 +26,7 @@ struct alignas(16) TileRow {
   std::int32_t begin = 0;   // steps in time [begin, end) count
   std::int32_t end = 0;
 };
-
-/// Elements from one h_prev's weights to the next: odd, so that filling them meets no bank twice.
-PENSTOCK_HOST_DEVICE std::int64_t tile_pitch(std::int64_t gates, std::int64_t hidden) {
-  return (gates * hidden) | 1;
-}
-
-inline std::size_t round_up(std::size_t n) { return (n + 15) / 16 * 16; }
+static_assert(sizeof(TileRow) == kTileRowBytes, "as the planner counts them");
 
 inline std::int64_t attribute(const Context& ctx, cudaDeviceAttr which) {
   int value = 0;
@@ -53,47 +34,72 @@ inline std::int64_t attribute(const Context& ctx, cudaDeviceAttr which) {
   return value;
 }
 
-/// `weights` elements of R in shared memory and `values` of state type per row of a tile.
-template <class T>
-TileLaunch tile_launch(const Context& ctx, const Scan& a, std::int64_t gates, std::int64_t weights,
-                       std::int64_t values) {
-  static const bool off = [] {
-    const char* text = std::getenv("PENSTOCK_CUDA_TILE");
-    return text != nullptr && text[0] == '0';
-  }();
-  TileLaunch t;
+/// A scan as the planner sees it.
+inline RecurrentProblem problem_of(const Context& ctx, const Scan& a, int gates, bool backward) {
   const Dims& d = a.dims;
-  const std::int64_t rows = d.cut.rows(), part_rows = d.cut.steps * d.cut.batch;
+  const std::int64_t part_rows = d.cut.steps * d.cut.batch;
   const auto whole = [&](const Rows& r) {
     return r.data[0] == nullptr || d.cut.parts == 1 || r.part_rows == part_rows;
   };
-  if (off || d.hidden > kTileThreads || d.cut.steps > INT32_MAX) return t;
-  if (a.part_begin != 0 || a.step_begin != 0 || a.step_end != d.cut.steps) return t;
-  if (!whole(a.gates) || !whole(a.h_kept) || !whole(a.c_kept)) return t;
+  RecurrentProblem p;
+  p.backward = backward;
+  p.independent = batch_invariant();
+  p.whole = a.part_begin == 0 && a.step_begin == 0 && a.step_end == d.cut.steps && whole(a.gates) &&
+            whole(a.h_kept) && whole(a.c_kept);
+  p.rows = d.cut.rows();
+  p.steps = d.cut.steps;
+  p.hidden = d.hidden;
+  p.dirs = static_cast<int>(d.dirs);
+  p.gates = gates;
+  p.value_bytes = static_cast<int>(size_of(d.compute));
+  p.multiprocessors = static_cast<int>(attribute(ctx, cudaDevAttrMultiProcessorCount));
+  p.shared_bytes = attribute(ctx, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  p.most_cluster = attribute(ctx, cudaDevAttrComputeCapabilityMajor) >= 9 &&
+                           attribute(ctx, cudaDevAttrClusterLaunch) != 0
+                       ? 16
+                       : 1;
+  p.cooperative = attribute(ctx, cudaDevAttrCooperativeLaunch) != 0;
+  return p;
+}
 
-  if (sizeof(T) == 2 && rows * d.width() * gates > kTileHalfWork / d.hidden) return t;
+/// The planner's choice, or what PENSTOCK_CUDA_RECURRENT asks for.
+inline RecurrentPlan choose(const RecurrentProblem& p) {
+  return recurrent_plan(p, recurrent_wish(std::getenv("PENSTOCK_CUDA_RECURRENT")));
+}
 
-  // As many blocks as the device runs at once, if that many rows are there: then none of its
-  // multiprocessors waits for a last block.
-  const std::int64_t blocks = attribute(ctx, cudaDevAttrMultiProcessorCount);
-  const auto shared =
-      static_cast<std::size_t>(attribute(ctx, cudaDevAttrMaxSharedMemoryPerBlockOptin));
-  t.many_rows = rows * d.dirs >= blocks * kManyRows<T>;
-  const std::int64_t per_thread = t.many_rows ? kManyRows<T> : kFewRows;
-  const std::size_t fixed = round_up(static_cast<std::size_t>(weights) * sizeof(T));
-  const std::size_t per_group =
-      static_cast<std::size_t>(per_thread) *
-      (static_cast<std::size_t>(values) * sizeof(state_t<T>) + sizeof(TileRow));
-  if (fixed + per_group > shared) return t;
-  const std::int64_t in_turn = blocks * per_thread;
-  const std::int64_t wanted = (rows * d.dirs + in_turn - 1) / in_turn;
-  const std::int64_t most = std::min<std::int64_t>(
-      kTileThreads / d.hidden, static_cast<std::int64_t>((shared - fixed) / per_group));
-  t.groups = static_cast<int>(std::clamp<std::int64_t>(wanted, 1, most));
-  t.shape = one_thread_each(rows, static_cast<int>(t.groups * per_thread));
+/// Say on stderr what was chosen, where PENSTOCK_CUDA_PLAN asks for it.
+inline void report(const RecurrentProblem& p, const RecurrentPlan& plan) {
+  const char* text = std::getenv("PENSTOCK_CUDA_PLAN");
+  if (text == nullptr || std::atoi(text) == 0) return;
+  std::fprintf(stderr,
+               "penstock: recurrent %s, %d gates, %d bytes: %lld rows, %lld steps, H %lld, %d "
+               "multiprocessors: %s",
+               p.backward ? "backward" : "forward", p.gates, p.value_bytes,
+               static_cast<long long>(p.rows * p.dirs), static_cast<long long>(p.steps),
+               static_cast<long long>(p.hidden), p.multiprocessors, name_of(plan.path));
+  if (plan.path == RecurrentPath::kTile) {
+    std::fprintf(stderr, " of %d rows", plan.tile_groups * plan.per_thread);
+  } else if (plan.path != RecurrentPath::kSteps) {
+    std::fprintf(stderr, ", %d groups of %d blocks take %d rows each, %lld bytes of shared memory",
+                 plan.groups * p.dirs, plan.blocks, plan.rows,
+                 static_cast<long long>(plan.shared_bytes));
+  }
+  std::fprintf(stderr, ", predicted %.1f us\n", plan.nanoseconds * 1e-3);
+}
+
+/// How a tile kernel is launched.
+struct TileLaunch {
+  int groups = 0;
+  LaunchShape shape;
+};
+
+inline TileLaunch tile_launch(const Dims& d, const RecurrentPlan& plan) {
+  TileLaunch t;
+  t.groups = plan.tile_groups;
+  t.shape = one_thread_each(d.cut.rows(), t.groups * plan.per_thread);
   t.shape.grid.y = static_cast<unsigned>(d.dirs);
   t.shape.block = dim3(static_cast<unsigned>((t.groups * d.hidden + 31) / 32 * 32));
-  t.shape.shared_bytes = fixed + static_cast<std::size_t>(t.groups) * per_group;
+  t.shape.shared_bytes = static_cast<std::size_t>(plan.shared_bytes);
   return t;
 }
 
@@ -217,14 +223,18 @@ __device__ __forceinline__ TileRow tile_row(const recurrent::Cut& cut, std::int6
   return t;
 }
 
-/// Fill the tile's rows. Every thread of the block calls it; a barrier must follow.
-__device__ __forceinline__ void fill_tile_rows(const Scan& a, int m, TileRow* out) {
+/// Fill the places of m rows from `first` on. Every thread of the block calls it; a barrier must
+/// follow.
+__device__ __forceinline__ void fill_rows(const Scan& a, std::int64_t first, int m, TileRow* out) {
   const recurrent::Cut& cut = a.dims.cut;
   for (int r = static_cast<int>(threadIdx.x); r < m; r += static_cast<int>(blockDim.x)) {
-    const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * m + r;
-    const std::int64_t part = row / cut.batch;
+    const std::int64_t row = first + r, part = row / cut.batch;
     out[r] = row < cut.rows() ? tile_row(cut, part, row - part * cut.batch) : TileRow();
   }
+}
+
+__device__ __forceinline__ void fill_tile_rows(const Scan& a, int m, TileRow* out) {
+  fill_rows(a, static_cast<std::int64_t>(blockIdx.x) * m, m, out);
 }
 
 /// A matrix (rows, columns) as (column, row), `pitch` elements from one column to the next.
@@ -503,53 +513,37 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   if constexpr (Shape::kHasC) t.store_states(d, dc, a.dc);
 }
 
-/// Call f(std::integral_constant<int, rows per thread>, TileLaunch) if the shape is one for tiles,
-/// else return false.
+/// Call f(std::integral_constant<int, rows per thread>, TileLaunch).
 template <class T, class F>
-bool with_tile(const Context& ctx, const Scan& a, std::int64_t gates, std::int64_t weights,
-               std::int64_t values, F&& f) {
-  const TileLaunch t = tile_launch<T>(ctx, a, gates, weights, values);
-  if (t.groups == 0) return false;
-  if (t.many_rows) {
-    f(std::integral_constant<int, kManyRows<T>>{}, t);
-  } else {
+void with_tile(const Dims& d, const RecurrentPlan& plan, F&& f) {
+  const TileLaunch t = tile_launch(d, plan);
+  if (plan.per_thread == kFewRows) {
     f(std::integral_constant<int, kFewRows>{}, t);
+  } else {
+    f(std::integral_constant<int, kManyRows<T>>{}, t);
   }
-  return true;
 }
 
 template <class Family>
-bool forward_by_tiles(const Context& ctx, const ForwardScan& a) {
-  constexpr int kGates = Family::Shape::kGates;
-  const Dims& d = a.dims;
-  bool done = false;
-  with_type(d.compute, [&](auto tag) {
+void forward_by_tiles(const Context& ctx, const ForwardScan& a, const RecurrentPlan& plan) {
+  with_type(a.dims.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    done = with_tile<T>(ctx, a, kGates, d.hidden * tile_pitch(kGates, d.hidden), 2 * d.hidden,
-                        [&](auto rows, const TileLaunch& t) {
-                          launch(ctx, "tile_forward",
-                                 tile_forward_kernel<Family, T, decltype(rows)::value>, t.shape, a,
-                                 static_cast<const state_t<T>*>(a.scratch), t.groups);
-                        });
+    with_tile<T>(a.dims, plan, [&](auto rows, const TileLaunch& t) {
+      launch(ctx, "tile_forward", tile_forward_kernel<Family, T, decltype(rows)::value>, t.shape, a,
+             static_cast<const state_t<T>*>(a.scratch), t.groups);
+    });
   });
-  return done;
 }
 
 template <class Family>
-bool backward_by_tiles(const Context& ctx, const BackwardScan& a) {
-  constexpr int kGates = Family::Shape::kGates;
-  const Dims& d = a.dims;
-  bool done = false;
-  with_type(d.compute, [&](auto tag) {
+void backward_by_tiles(const Context& ctx, const BackwardScan& a, const RecurrentPlan& plan) {
+  with_type(a.dims.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    done = with_tile<T>(ctx, a, kGates, kGates * d.hidden * d.hidden, kGates * d.hidden,
-                        [&](auto rows, const TileLaunch& t) {
-                          launch(ctx, "tile_backward",
-                                 tile_backward_kernel<Family, T, decltype(rows)::value>, t.shape, a,
-                                 t.groups);
-                        });
+    with_tile<T>(a.dims, plan, [&](auto rows, const TileLaunch& t) {
+      launch(ctx, "tile_backward", tile_backward_kernel<Family, T, decltype(rows)::value>, t.shape,
+             a, t.groups);
+    });
   });
-  return done;
 }
 
 }  // namespace penstock::cuda::mixing
