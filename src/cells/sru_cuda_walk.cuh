@@ -7,6 +7,7 @@
 
 #include "cells/sru_cell.h"
 #include "cells/sru_kernels.h"
+#include "cuda/fast_float.h"
 #include "cuda/launch.h"
 #include "cuda/numeric.h"
 
@@ -26,35 +27,7 @@ constexpr int kStepsAhead = sizeof(T) == 8 ? 2 : 6;
 // The forward scan's first pass reads two values a step.
 constexpr int kFoldAhead = 12;
 
-/// A float whose sigmoid takes the device's own exponential and reciprocal, a few units in the last
-/// place off: the recurrence waits for both at each step, and exact ones take twice as long.
-struct Fast {
-  float v;
-  Fast() = default;
-  __device__ __forceinline__ Fast(float value) : v(value) {}
-  __device__ __forceinline__ operator float() const { return v; }
-};
-__device__ __forceinline__ Fast operator+(Fast a, Fast b) { return a.v + b.v; }
-__device__ __forceinline__ Fast operator-(Fast a, Fast b) { return a.v - b.v; }
-__device__ __forceinline__ Fast operator*(Fast a, Fast b) { return a.v * b.v; }
-__device__ __forceinline__ Fast operator-(Fast a) { return -a.v; }
-__device__ __forceinline__ Fast sigmoid(Fast x) {
-#if defined(__CUDACC__)
-  // __expf without its care for subnormal results, which are lost in 1 + exp(-x).
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x.v * -1.44269504f));
-#else
-  const float e = __expf(-x.v);
-#endif
-  return __fdividef(1.0f, 1.0f + e);
-}
-__device__ __forceinline__ Fast tanh(Fast x) { return ::tanhf(x.v); }
-__device__ __forceinline__ Fast where_positive(Fast x, Fast a, Fast b) {
-  return x.v > 0.0f ? a : b;
-}
-__device__ __forceinline__ Fast multiply_add(Fast a, Fast b, Fast c) {
-  return __fmaf_rn(a.v, b.v, c.v);
-}
+using Fast = FastFloat;
 
 /// An activation that is known when the kernel runs.
 struct AnyActivation {
