@@ -4,6 +4,7 @@
 #include "cells/recurrent_cuda.cuh"
 #include "cells/recurrent_cuda_group.cuh"
 #include "cells/recurrent_cuda_levels.cuh"
+#include "cells/recurrent_cuda_matrix.cuh"
 #include "cells/recurrent_cuda_tile.cuh"
 
 namespace penstock::cuda::mixing {
@@ -29,6 +30,7 @@ template <class Family>
 void forward(const Context& ctx, const ForwardScan& a) {
   if (empty(a)) return;
   const DeviceGuard guard(ctx);
+  if (forward_by_matrix<Family>(ctx, a)) return;
   const RecurrentPlan plan = forward_plan<Family>(ctx, a);
   if (plan.path >= RecurrentPath::kBlock) return forward_by_group<Family>(ctx, a, plan);
   if (plan.path == RecurrentPath::kTile) return forward_by_tiles<Family>(ctx, a, plan);
@@ -39,6 +41,7 @@ template <class Family>
 void backward(const Context& ctx, const BackwardScan& a) {
   if (empty(a)) return;
   const DeviceGuard guard(ctx);
+  if (backward_by_matrix<Family>(ctx, a)) return;
   const RecurrentPlan plan = backward_plan<Family>(ctx, a);
   if (plan.path >= RecurrentPath::kBlock) return backward_by_group<Family>(ctx, a, plan);
   if (plan.path == RecurrentPath::kTile) return backward_by_tiles<Family>(ctx, a, plan);

@@ -1,0 +1,791 @@
+// The path for many rows and weights R that fit into a block's shared memory: as the tiles of
+// recurrent_cuda_tile.cuh a block takes a tile of rows through all steps, but the products go to
+// the tensor cores. float16 and bfloat16 multiply as such; float32 as 3xTF32: each number is the
+// sum of a big and a small one of 11 significant bits, and of the four products all but that of the
+// small ones are taken.
+//
+// A warp takes 16 or 32 rows and 8 units at a time, an item, and of these all gates: so the sums of
+// a (row, unit) come together in one thread, which does the cell for 4 or 8 of them. What is
+// multiplied, h or the gates' gradients, lies in shared memory in the order in which a product's
+// lanes hold it, a fragment: a thread leaves its values where the others read them with one load of
+// 16 bytes, without bank conflicts, and so does R.
+//
+// A sum runs over the units in an order that depends on H alone, so a row's result depends on
+// nothing but the row.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "cells/recurrent_cuda_matrix_plan.h"
+#include "cells/recurrent_cuda_tile.cuh"
+#include "cuda/fast_float.h"
+#include "cuda/matrix.h"
+#include "penstock/config.h"
+
+namespace penstock::cuda::mixing {
+
+static_assert(sizeof(TileRow) == kMatrixRowBytes, "as the plan counts");
+
+/// A lane's part of 16 rows by one chunk of units, and of one chunk by 8 units. The chunk of
+/// float32 has its units in an order of its own, in which the values that a lane computes are those
+/// that it holds: column i is unit 2i, column i + 4 is unit 2i + 1.
+using MatrixOperand = Packed<std::uint32_t, 4>;
+template <class T>
+using MatrixWeight = Packed<std::uint32_t, sizeof(T) == 4 ? 4 : 2>;
+/// A lane's values of one row block and unit block, (row, unit): (g, 2i), (g+8, 2i), (g, 2i+1),
+/// (g+8, 2i+1) with g = lane / 4, i = lane % 4. Of float32 these are the bits of a MatrixOperand.
+using MatrixValues = Packed<float, 4>;
+
+template <class Shape, class T>
+constexpr int kMatrixThreads = 32 * matrix_warps(Shape::kGates, sizeof(T));
+template <class T>
+constexpr int kMatrixChunk = sizeof(T) == 4 ? 8 : 16;
+
+// ---- products ----------------------------------------------------------------------------------
+
+/// v as big + small: the product reads no more than the first 11 bits of either.
+__device__ __forceinline__ void split_float(std::uint32_t bits, std::uint32_t* big,
+                                            std::uint32_t* small) {
+  *big = bits & 0xffffe000u;
+  *small = __float_as_uint(__uint_as_float(bits) - __uint_as_float(*big));
+}
+
+/// sum[j][g] += row block j times gate g's units, over `depth` chunks. `x`: the lane's operands,
+/// `x_stride` from one row block to the next; `w`: the lane's weights, chunk by chunk, in each gate
+/// by gate. Several gates' products go on side by side; that of a single one is two or three sums,
+/// of every other chunk (16-bit types) or of the big and the small terms, added at the end.
+template <class T, int kBlocks, int kGates>
+__device__ __forceinline__ void multiply_items(const MatrixOperand* x, int x_stride,
+                                               const MatrixWeight<T>* w, int depth,
+                                               float (&sum)[2][kGates][4]) {
+  constexpr bool kWide = sizeof(T) == 4;
+  constexpr int kMore = kGates > 1 ? 0 : kWide ? 2 : 1;  // sums besides `sum`
+  constexpr int kTogether = kMore == 1 ? 2 : 1;          // chunks
+  float more[kMore + 1][kBlocks][kGates][4] = {};
+#pragma unroll(kTogether == 1 ? 2 : 1)
+  for (int c = 0; c < depth; c += kTogether) {
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      if (kTogether > 1 && c + n >= depth) continue;
+      MatrixOperand values[kBlocks];
+      MatrixWeight<T> weights[kGates];
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) values[j] = x[j * x_stride + (c + n) * 32];
+#pragma unroll
+      for (int g = 0; g < kGates; ++g) weights[g] = w[((c + n) * kGates + g) * 32];
+      if constexpr (kWide) {
+        std::uint32_t big[kBlocks][4], small[kBlocks][4];
+#pragma unroll
+        for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) split_float(values[j].v[i], &big[j][i], &small[j][i]);
+        }
+        // The small terms first.
+#pragma unroll
+        for (int pass = 0; pass < 3; ++pass) {
+#pragma unroll
+          for (int g = 0; g < kGates; ++g) {
+            const int first = pass == 1 ? 2 : 0;  // of the weight's big or small pair
+            const std::uint32_t pair[2] = {weights[g].v[first], weights[g].v[first + 1]};
+#pragma unroll
+            for (int j = 0; j < kBlocks; ++j) {
+              matrix_multiply_tf32(pass < kMore ? more[pass][j][g] : sum[j][g],
+                                   pass == 0 ? small[j] : big[j], pair);
+            }
+          }
+        }
+      } else {
+#pragma unroll
+        for (int g = 0; g < kGates; ++g) {
+#pragma unroll
+          for (int j = 0; j < kBlocks; ++j) {
+            matrix_multiply<T>(n < kMore ? more[n][j][g] : sum[j][g], values[j].v, weights[g].v);
+          }
+        }
+      }
+    }
+  }
+  if constexpr (kMore > 0) {
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sum[j][0][i] += kMore == 1 ? more[0][j][0][i] : more[0][j][0][i] + more[1][j][0][i];
+      }
+    }
+  }
+}
+
+/// The same for one or two row blocks.
+template <class T, int kGates>
+__device__ __forceinline__ void multiply_items(const MatrixOperand* x, int x_stride,
+                                               const MatrixWeight<T>* w, int depth, int blocks,
+                                               float (&sum)[2][kGates][4]) {
+  if (blocks == 2) {
+    multiply_items<T, 2, kGates>(x, x_stride, w, depth, sum);
+  } else {
+    multiply_items<T, 1, kGates>(x, x_stride, w, depth, sum);
+  }
+}
+
+/// Fill the weights' fragments of a direction: those of unit block n follow each other, forward
+/// (chunk, gate), backward (gate, chunk), which is the order of the products' sums.
+template <class T, bool kBackward>
+__device__ __forceinline__ void load_fragments(const Scan& a, int gates, const MatrixTile& tile,
+                                               MatrixWeight<T>* out) {
+  const int hidden = static_cast<int>(a.dims.hidden);
+  const T* from = static_cast<const T*>(a.weight_hh) +
+                  static_cast<std::int64_t>(blockIdx.y) * gates * hidden * hidden;
+  const int count = tile.unit_blocks * tile.chunks * gates * 32;
+  for (int at = static_cast<int>(threadIdx.x); at < count; at += static_cast<int>(blockDim.x)) {
+    const int lane = at % 32, rest = at / 32;
+    int gate = 0, chunk = 0;
+    if constexpr (kBackward) {
+      chunk = rest % tile.chunks;
+      gate = rest / tile.chunks % gates;
+    } else {
+      gate = rest % gates;
+      chunk = rest / gates % tile.chunks;
+    }
+    const int n = rest / (gates * tile.chunks) * kMatrixUnits + lane / 4;
+    const int k = chunk * kMatrixChunk<T> + lane % 4 * 2;
+    // The weight by which summand k counts for unit n.
+    const auto weight = [&](int summand) {
+      if (n >= hidden || summand >= hidden) return narrow<T>(0.0f);
+      const int row = kBackward ? summand : n, column = kBackward ? n : summand;
+      return __ldg(from + (gate * hidden + row) * hidden + column);
+    };
+    MatrixWeight<T> w;
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float v = weight(k + i);
+        w.v[i] = to_tf32(v);
+        w.v[2 + i] = to_tf32(v - __uint_as_float(w.v[i]));
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) w.v[i] = pack(weight(k + 8 * i), weight(k + 8 * i + 1));
+    }
+    out[at] = w;
+  }
+}
+
+// ---- a thread's place --------------------------------------------------------------------------
+
+/// Two neighbouring units' elements; where they are no aligned pair, or the second is none, one by
+/// one.
+template <class S>
+__device__ __forceinline__ Packed<S, 2> load_two(const S* from, bool pairs, bool second) {
+  if (pairs) return *reinterpret_cast<const Packed<S, 2>*>(from);
+  Packed<S, 2> p = {};
+  p.v[0] = from[0];
+  if (second) p.v[1] = from[1];
+  return p;
+}
+template <class S>
+__device__ __forceinline__ void store_two(S first, S next, bool pairs, bool second, S* to) {
+  if (pairs) {
+    Packed<S, 2> p;
+    p.v[0] = first;
+    p.v[1] = next;
+    *reinterpret_cast<Packed<S, 2>*>(to) = p;
+    return;
+  }
+  to[0] = first;
+  if (second) to[1] = next;
+}
+
+/// A warp's item: 16 or 32 rows, 8 units; and what a thread has of it.
+struct MatrixItem {
+  int unit_block, block, blocks;  // row blocks [block, block + blocks)
+  int unit;                       // the first of two
+  bool active, second;            // whether they are units of the cell
+
+  __device__ __forceinline__ MatrixItem(const MatrixTile& tile, int index, int hidden) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    unit_block = index % tile.unit_blocks;
+    block = index / tile.unit_blocks * tile.span;
+    blocks = tile.row_blocks - block < tile.span ? tile.row_blocks - block : tile.span;
+    unit = unit_block * kMatrixUnits + lane % 4 * 2;
+    active = unit < hidden;
+    second = unit + 1 < hidden;
+  }
+  /// Row of the tile: of row block j, the first or the second half.
+  __device__ __forceinline__ int row(int j, int half) const {
+    return (block + j) * kMatrixRows + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
+  }
+};
+
+/// The pieces of a tile in shared memory.
+template <class T>
+struct MatrixShared {
+  MatrixWeight<T>* weights;
+  char* operand;
+  MatrixValues *state, *c;
+  float* bias;
+  TileRow* rows;
+  int lane;
+
+  __device__ __forceinline__ MatrixShared(unsigned char* shared, const MatrixTile& tile) {
+    weights = reinterpret_cast<MatrixWeight<T>*>(shared);
+    operand = reinterpret_cast<char*>(shared + tile.operand);
+    state = reinterpret_cast<MatrixValues*>(shared + tile.state);
+    c = reinterpret_cast<MatrixValues*>(shared + tile.c);
+    bias = reinterpret_cast<float*>(shared + tile.bias);
+    rows = reinterpret_cast<TileRow*>(shared + tile.rows);
+    lane = static_cast<int>(threadIdx.x) % 32;
+  }
+  /// This lane's fragment of a row block's first chunk, in a buffer.
+  __device__ __forceinline__ MatrixOperand* fragment(const MatrixTile& tile, int buffer,
+                                                     int block) const {
+    return reinterpret_cast<MatrixOperand*>(operand + buffer * tile.operand_bytes) +
+           block * tile.depth * 32 + lane;
+  }
+  __device__ __forceinline__ int values_at(const MatrixTile& tile, const MatrixItem& item,
+                                           int j) const {
+    return ((item.block + j) * tile.unit_blocks + item.unit_block) * 32 + lane;
+  }
+  /// This lane's weights for an item's units.
+  __device__ __forceinline__ const MatrixWeight<T>* weights_of(const MatrixTile& tile, int gates,
+                                                               int unit_block) const {
+    return weights + unit_block * tile.chunks * gates * 32 + lane;
+  }
+  /// Leave this lane's values for the products; `chunks`: where the first chunk of their units'
+  /// sum is.
+  __device__ __forceinline__ void leave(const MatrixValues& v, int unit_block,
+                                        MatrixOperand* chunks) const {
+    if constexpr (sizeof(T) == 4) {
+      MatrixOperand bits;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bits.v[i] = __float_as_uint(v.v[i]);
+      chunks[unit_block * 32] = bits;
+    } else {
+      // A chunk has two unit blocks.
+      Packed<std::uint32_t, 2> bits;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        bits.v[half] = pack(narrow<T>(v.v[half]), narrow<T>(v.v[half + 2]));
+      }
+      reinterpret_cast<Packed<std::uint32_t, 2>*>(chunks + unit_block / 2 * 32)[unit_block % 2] =
+          bits;
+    }
+  }
+  __device__ __forceinline__ void clear_operand(const MatrixTile& tile) const {
+    auto* words = reinterpret_cast<MatrixOperand*>(operand);
+    const int count = tile.buffers * tile.operand_bytes / static_cast<int>(sizeof(MatrixOperand));
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      words[i] = MatrixOperand{};
+    }
+  }
+};
+
+/// Elements from a row's place in `Rows` to an item's first unit.
+__device__ __forceinline__ std::int64_t matrix_at(const Rows& r, const Dims& d, const TileRow& row,
+                                                  std::int64_t time, int unit) {
+  return (row.first + time * d.cut.batch) * r.row_stride + unit;
+}
+template <class S>
+__device__ __forceinline__ S* data_of(const Rows& r) {
+  return static_cast<S*>(blockIdx.y == 0 ? r.data[0] : r.data[1]);
+}
+/// Index in (time, B, dirs·H); -1 outside.
+__device__ __forceinline__ std::int64_t matrix_y_index(const Dims& d, const TileRow& row,
+                                                       std::int64_t time, int unit) {
+  const std::int64_t at = row.first + (time - d.cut.shift) * d.cut.batch;
+  if (at < 0 || at >= d.cut.time * d.cut.batch) return -1;
+  return at * d.width() + static_cast<std::int64_t>(blockIdx.y) * d.hidden + unit;
+}
+
+/// An item's states from or to (rows, dirs·H) in memory.
+__device__ __forceinline__ std::int64_t matrix_state_at(const Dims& d, const MatrixTile& tile,
+                                                        const MatrixItem& item, int j, int half) {
+  const std::int64_t row =
+      static_cast<std::int64_t>(blockIdx.x) * tile.row_blocks * kMatrixRows + item.row(j, half);
+  return row * d.width() + static_cast<std::int64_t>(blockIdx.y) * d.hidden + item.unit;
+}
+__device__ __forceinline__ MatrixValues load_matrix_states(const Dims& d, const MatrixTile& tile,
+                                                           const MatrixItem& item,
+                                                           const TileRow* rows, int j,
+                                                           const void* from) {
+  MatrixValues v = {};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (!item.active || rows[item.row(j, half)].first < 0) continue;
+    const float* at = static_cast<const float*>(from) + matrix_state_at(d, tile, item, j, half);
+    v.v[half] = at[0];
+    if (item.second) v.v[half + 2] = at[1];
+  }
+  return v;
+}
+__device__ __forceinline__ void store_matrix_states(const Dims& d, const MatrixTile& tile,
+                                                    const MatrixItem& item, const TileRow* rows,
+                                                    int j, const MatrixValues& v, void* to) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (!item.active || rows[item.row(j, half)].first < 0) continue;
+    float* at = static_cast<float*>(to) + matrix_state_at(d, tile, item, j, half);
+    at[0] = v.v[half];
+    if (item.second) at[1] = v.v[half + 2];
+  }
+}
+
+// ---- forward -----------------------------------------------------------------------------------
+
+// All steps of a tile of rows, the products on tensor cores.
+// Work split: a block per tile and direction (blockIdx.y), a warp per item, in turns where there
+// are more items than warps. h_prev of the tile lies in two buffers that steps read and write in
+// turn, so one barrier per step is enough. Traffic per (row, unit) and step, in elements: G of W x
+// in, asked for an item ahead, so that the barrier and the product hide their latency; y, h_prev
+// (c_prev) and the saved gates out where asked for; two units at an access where they are aligned
+// (`pairs`). Shared memory: MatrixTile. Limits: what matrix_tile_plan finds room for; 64-bit
+// offsets. Invariants: as tile_forward_kernel; fragments of units that the cell does not have are
+// zeros, in R as in h. An infinite h is NaN in the products of float32. Launch: launch_matrix.
+template <class Family, class T>
+__global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
+    matrix_forward_kernel(ForwardScan a, const float* bias, MatrixTile tile, bool pairs) {
+  using Shape = typename Family::Shape;
+  constexpr int kGates = Shape::kGates, kSaved = Shape::kSaved, kBiases = Shape::kBiases;
+  constexpr bool kOwnState = sizeof(T) != 4;  // h is not what the operand holds
+  PENSTOCK_SHARED_MEMORY(unsigned char, shared);
+  const MatrixShared<T> s(shared, tile);
+  const Dims& d = a.dims;
+  const int hidden = static_cast<int>(d.hidden), padded = tile.unit_blocks * kMatrixUnits;
+  const int warp = static_cast<int>(threadIdx.x) / 32, items = tile.items();
+  const std::int64_t dir = blockIdx.y, steps = d.cut.steps;
+
+  fill_tile_rows(a, tile.row_blocks * kMatrixRows, s.rows);
+  load_fragments<T, false>(a, kGates, tile, s.weights);
+  for (int i = static_cast<int>(threadIdx.x); i < kBiases * padded;
+       i += static_cast<int>(blockDim.x)) {
+    const int unit = i % padded;
+    s.bias[i] = unit < hidden ? __ldg(bias + (dir * kBiases + i / padded) * d.hidden + unit) : 0.0f;
+  }
+  s.clear_operand(tile);
+  __syncthreads();
+
+  // W x of the item that comes next.
+  Packed<T, 2> wx[2][2][kGates] = {};
+  const auto fetch = [&](int index, std::int64_t k) {
+    if (k >= steps) return;
+    const MatrixItem item(tile, index, hidden);
+    const std::int64_t time = time_of(a, dir, k);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (j >= item.blocks || !item.active) continue;
+        const TileRow row = s.rows[item.row(j, half)];
+        // Of a step that does not count, too: nobody looks at it.
+        if (row.first < 0) continue;
+        const T* from = data_of<const T>(a.gates) + matrix_at(a.gates, d, row, time, item.unit);
+#pragma unroll
+        for (int g = 0; g < kGates; ++g) {
+          wx[j][half][g] = load_two(from + g * d.hidden, pairs, item.second);
+        }
+      }
+    }
+  };
+  const auto keep = [&](const MatrixValues& h, const MatrixItem& item, int j, int buffer) {
+    s.leave(h, item.unit_block, s.fragment(tile, buffer, item.block + j));
+    if constexpr (kOwnState) s.state[s.values_at(tile, item, j)] = h;
+  };
+  const auto kept = [&](const MatrixItem& item, int j, int buffer) {
+    MatrixValues h;
+    if constexpr (kOwnState) {
+      h = s.state[s.values_at(tile, item, j)];
+    } else {
+      const MatrixOperand bits = s.fragment(tile, buffer, item.block + j)[item.unit_block * 32];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) h.v[i] = __uint_as_float(bits.v[i]);
+    }
+    return h;
+  };
+
+  for (int index = warp; index < items; index += tile.warps) {
+    const MatrixItem item(tile, index, hidden);
+    for (int j = 0; j < item.blocks; ++j) {
+      keep(load_matrix_states(d, tile, item, s.rows, j, a.h), item, j, 0);
+      if constexpr (Shape::kHasC) {
+        s.c[s.values_at(tile, item, j)] = load_matrix_states(d, tile, item, s.rows, j, a.c);
+      }
+    }
+  }
+  fetch(warp, 0);
+  __syncthreads();
+
+  for (std::int64_t k = 0; k < steps; ++k) {
+    const std::int64_t time = time_of(a, dir, k);
+    const int now = static_cast<int>(k % 2);
+    for (int index = warp; index < items; index += tile.warps) {
+      const MatrixItem item(tile, index, hidden);
+      float sum[2][kGates][4] = {};
+      if (k > 0 || !a.zero_state) {
+        multiply_items<T, kGates>(s.fragment(tile, now, item.block), tile.depth * 32,
+                                  s.weights_of(tile, kGates, item.unit_block), tile.chunks,
+                                  item.blocks, sum);
+      }
+      Family::with_cell(d.options, [&](auto cell) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if (j >= item.blocks) continue;
+          MatrixValues h = kept(item, j, now), c = {};
+          if constexpr (Shape::kHasC) c = s.c[s.values_at(tile, item, j)];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const TileRow row = s.rows[item.row(j, half)];
+            if (!item.active || row.first < 0) continue;
+            if (a.h_kept.data[0] != nullptr) {
+              store_two(narrow<T>(h.v[half]), narrow<T>(h.v[half + 2]), pairs, item.second,
+                        data_of<T>(a.h_kept) + matrix_at(a.h_kept, d, row, time, item.unit));
+              if constexpr (Shape::kHasC) {
+                store_two(c.v[half], c.v[half + 2], pairs, item.second,
+                          data_of<float>(a.c_kept) + matrix_at(a.c_kept, d, row, time, item.unit));
+              }
+            }
+            FastFloat saved[2][kSaved] = {};
+            float y[2] = {};
+            if (row.begin <= time && time < row.end) {
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                FastFloat x[kGates], r[kGates], b[kBiases], h_next, c_next;
+#pragma unroll
+                for (int g = 0; g < kGates; ++g) {
+                  x[g] = widen(wx[j][half][g].v[e]);
+                  r[g] = sum[j][g][half * 2 + e];
+                }
+#pragma unroll
+                for (int g = 0; g < kBiases; ++g) b[g] = s.bias[g * padded + item.unit + e];
+                c_next = 0.0f;
+                cell.forward(x, r, b, FastFloat(h.v[half + 2 * e]), FastFloat(c.v[half + 2 * e]),
+                             saved[e], &h_next, &c_next);
+                // A unit that the cell does not have stays zero.
+                const bool exists = e == 0 || item.second;
+                h.v[half + 2 * e] = exists ? h_next.v : 0.0f;
+                c.v[half + 2 * e] = exists ? c_next.v : 0.0f;
+                y[e] = h_next;
+              }
+            }
+            if (a.save) {
+              T* to = data_of<T>(a.gates) + matrix_at(a.gates, d, row, time, item.unit);
+#pragma unroll
+              for (int g = 0; g < kSaved; ++g) {
+                store_two(narrow<T>(saved[0][g]), narrow<T>(saved[1][g]), pairs, item.second,
+                          to + g * d.hidden);
+              }
+            }
+            if (a.y != nullptr) {
+              const std::int64_t at = matrix_y_index(d, row, time, item.unit);
+              if (at >= 0) {
+                store_two(narrow<T>(y[0]), narrow<T>(y[1]), pairs, item.second,
+                          static_cast<T*>(a.y) + at);
+              }
+            }
+          }
+          keep(h, item, j, 1 - now);
+          if constexpr (Shape::kHasC) s.c[s.values_at(tile, item, j)] = c;
+        }
+      });
+      if (index + tile.warps < items) {
+        fetch(index + tile.warps, k);
+      } else {
+        fetch(warp, k + 1);
+      }
+    }
+    __syncthreads();
+  }
+  for (int index = warp; index < items; index += tile.warps) {
+    const MatrixItem item(tile, index, hidden);
+    for (int j = 0; j < item.blocks; ++j) {
+      store_matrix_states(d, tile, item, s.rows, j, kept(item, j, static_cast<int>(steps % 2)),
+                          a.h);
+      if constexpr (Shape::kHasC) {
+        store_matrix_states(d, tile, item, s.rows, j, s.c[s.values_at(tile, item, j)], a.c);
+      }
+    }
+  }
+}
+
+// ---- backward ----------------------------------------------------------------------------------
+
+// All steps of a tile of rows, backward, the products on tensor cores.
+// Work split: as forward; the sum of a product runs over all gates' units. dh (and dc) lie in
+// shared memory, each value read and written by one thread; the gradients of R's products go
+// through two buffers in turn, one barrier per step, or through one with two barriers where two
+// have no room. Traffic per (row, unit) and step, in elements: saved gates, h_prev (c_prev) and dy
+// in, asked for an item ahead; the gates' gradients out, once. Limits, launch: as forward.
+// Invariants: gradients of padded steps are zeros, whatever dy holds, and so are the fragments of
+// units that the cell does not have.
+template <class Family, class T>
+__global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
+    matrix_backward_kernel(BackwardScan a, MatrixTile tile, bool pairs) {
+  using Shape = typename Family::Shape;
+  constexpr int kGates = Shape::kGates, kSaved = Shape::kSaved, kGradients = Shape::kGradients;
+  PENSTOCK_SHARED_MEMORY(unsigned char, shared);
+  const MatrixShared<T> s(shared, tile);
+  const Dims& d = a.dims;
+  const int hidden = static_cast<int>(d.hidden);
+  const int warp = static_cast<int>(threadIdx.x) / 32, items = tile.items();
+  const std::int64_t dir = blockIdx.y, steps = d.cut.steps;
+
+  fill_tile_rows(a, tile.row_blocks * kMatrixRows, s.rows);
+  load_fragments<T, true>(a, kGates, tile, s.weights);
+  s.clear_operand(tile);
+  __syncthreads();
+
+  // What the item that comes next reads.
+  Packed<T, 2> saved[2][2][kSaved] = {}, h_prev[2][2] = {}, dy[2][2] = {};
+  Packed<float, 2> c_prev[2][2] = {};
+  const auto fetch = [&](int index, std::int64_t k) {
+    if (k < 0) return;
+    const MatrixItem item(tile, index, hidden);
+    const std::int64_t time = time_of(a, dir, k);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (j >= item.blocks || !item.active) continue;
+        const TileRow row = s.rows[item.row(j, half)];
+        // Of a step that does not count, too: nobody looks at it.
+        if (row.first < 0) continue;
+        const T* from = data_of<const T>(a.gates) + matrix_at(a.gates, d, row, time, item.unit);
+#pragma unroll
+        for (int g = 0; g < kSaved; ++g) {
+          saved[j][half][g] = load_two(from + g * d.hidden, pairs, item.second);
+        }
+        h_prev[j][half] =
+            load_two(data_of<const T>(a.h_kept) + matrix_at(a.h_kept, d, row, time, item.unit),
+                     pairs, item.second);
+        if constexpr (Shape::kHasC) {
+          c_prev[j][half] = load_two(
+              data_of<const float>(a.c_kept) + matrix_at(a.c_kept, d, row, time, item.unit), pairs,
+              item.second);
+        }
+        const std::int64_t at = a.dy == nullptr ? -1 : matrix_y_index(d, row, time, item.unit);
+        dy[j][half] = at < 0 ? Packed<T, 2>{}
+                             : load_two(static_cast<const T*>(a.dy) + at, pairs, item.second);
+      }
+    }
+  };
+  for (int index = warp; index < items; index += tile.warps) {
+    const MatrixItem item(tile, index, hidden);
+    for (int j = 0; j < item.blocks; ++j) {
+      const int at = s.values_at(tile, item, j);
+      s.state[at] = load_matrix_states(d, tile, item, s.rows, j, a.dh);
+      if constexpr (Shape::kHasC) {
+        s.c[at] = load_matrix_states(d, tile, item, s.rows, j, a.dc);
+      }
+    }
+  }
+  fetch(warp, steps - 1);
+
+  for (std::int64_t k = steps - 1; k >= 0; --k) {
+    const std::int64_t time = time_of(a, dir, k);
+    const int buffer = tile.buffers == 2 ? static_cast<int>(k % 2) : 0;
+    for (int index = warp; index < items; index += tile.warps) {
+      const MatrixItem item(tile, index, hidden);
+      Family::with_cell(d.options, [&](auto cell) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if (j >= item.blocks) continue;
+          const int values_at = s.values_at(tile, item, j);
+          MatrixValues dh = s.state[values_at], dc = {}, through[kGates] = {};
+          if constexpr (Shape::kHasC) dc = s.c[values_at];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const TileRow row = s.rows[item.row(j, half)];
+            if (!item.active || row.first < 0) continue;
+            FastFloat gradients[2][kGradients] = {};
+            if (row.begin <= time && time < row.end) {
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                if (e == 1 && !item.second) continue;
+                FastFloat now[kSaved], dh_prev = 0.0f, dc_prev = 0.0f;
+#pragma unroll
+                for (int g = 0; g < kSaved; ++g) now[g] = widen(saved[j][half][g].v[e]);
+                cell.backward(now, FastFloat(widen(h_prev[j][half].v[e])),
+                              FastFloat(c_prev[j][half].v[e]),
+                              FastFloat(dh.v[half + 2 * e] + widen(dy[j][half].v[e])),
+                              FastFloat(dc.v[half + 2 * e]), gradients[e], &dh_prev, &dc_prev);
+                dh.v[half + 2 * e] = dh_prev;
+                dc.v[half + 2 * e] = dc_prev;
+              }
+            }
+            T* to = data_of<T>(a.dgates) + matrix_at(a.dgates, d, row, time, item.unit);
+#pragma unroll
+            for (int g = 0; g < kGradients; ++g) {
+              store_two(narrow<T>(gradients[0][g]), narrow<T>(gradients[1][g]), pairs, item.second,
+                        to + g * d.hidden);
+            }
+#pragma unroll
+            for (int g = 0; g < kGates; ++g) {
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                through[g].v[half + 2 * e] =
+                    gradients[e][g < Family::kSplit ? g : g + kGradients - kGates];
+              }
+            }
+          }
+          s.state[values_at] = dh;
+          if constexpr (Shape::kHasC) s.c[values_at] = dc;
+          MatrixOperand* chunks = s.fragment(tile, buffer, item.block + j);
+#pragma unroll
+          for (int g = 0; g < kGates; ++g) {
+            s.leave(through[g], item.unit_block, chunks + g * tile.chunks * 32);
+          }
+        }
+      });
+      if (index + tile.warps < items) {
+        fetch(index + tile.warps, k);
+      } else {
+        fetch(warp, k - 1);
+      }
+    }
+    if (k == 0 && !a.want_first) break;
+    __syncthreads();
+    for (int index = warp; index < items; index += tile.warps) {
+      const MatrixItem item(tile, index, hidden);
+      float sum[2][1][4] = {};
+      multiply_items<T, 1>(s.fragment(tile, buffer, item.block), tile.depth * 32,
+                           s.weights_of(tile, kGates, item.unit_block), tile.depth, item.blocks,
+                           sum);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (j >= item.blocks) continue;
+        const int at = s.values_at(tile, item, j);
+        MatrixValues dh = s.state[at];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) dh.v[i] += sum[j][0][i % 2 * 2 + i / 2];
+        s.state[at] = dh;
+      }
+    }
+    if (tile.buffers == 1) __syncthreads();
+  }
+  for (int index = warp; index < items; index += tile.warps) {
+    const MatrixItem item(tile, index, hidden);
+    for (int j = 0; j < item.blocks; ++j) {
+      const int at = s.values_at(tile, item, j);
+      store_matrix_states(d, tile, item, s.rows, j, s.state[at], a.dh);
+      if constexpr (Shape::kHasC) store_matrix_states(d, tile, item, s.rows, j, s.c[at], a.dc);
+    }
+  }
+}
+
+// ---- launches ----------------------------------------------------------------------------------
+
+/// Whether the scan is of all parts and steps, and its rows of parts follow each other.
+inline bool whole_scan(const Scan& a) {
+  const Dims& d = a.dims;
+  const auto whole = [&](const Rows& r) {
+    return r.data[0] == nullptr || d.cut.parts == 1 || r.part_rows == d.cut.steps * d.cut.batch;
+  };
+  return a.part_begin == 0 && a.part_end == d.cut.parts && a.step_begin == 0 &&
+         a.step_end == d.cut.steps && d.cut.steps <= INT32_MAX && whole(a.gates) &&
+         whole(a.h_kept) && whole(a.c_kept);
+}
+
+/// Whether two neighbouring units of these arrays of T are always an aligned pair.
+template <class T>
+bool pairs_of(const Scan& a, const Rows& dgates, const void* y) {
+  const auto aligned = [](const void* p, std::size_t size) {
+    return reinterpret_cast<std::uintptr_t>(p) % (2 * size) == 0;
+  };
+  bool all = a.dims.hidden % 2 == 0 && aligned(y, sizeof(T));
+  for (const Rows* r : {&a.gates, &a.h_kept, &dgates}) {
+    for (const void* p : r->data) all = all && aligned(p, sizeof(T));
+  }
+  for (const void* p : a.c_kept.data) all = all && aligned(p, sizeof(float));
+  return all;
+}
+
+/// The tile for a scan; row_blocks = 0: not this path. `moved`: bytes per step and unit of a row.
+template <class Shape>
+MatrixTile choose_matrix_tile(const Context& ctx, const Scan& a, bool backward, double moved) {
+  const Dims& d = a.dims;
+  if (!whole_scan(a) || size_of(d.compute) > 4) return {};
+  MatrixTileProblem p;
+  p.backward = backward;
+  p.independent = batch_invariant();
+  p.gates = Shape::kGates;
+  p.biases = Shape::kBiases;
+  p.has_c = Shape::kHasC;
+  p.value_bytes = static_cast<int>(size_of(d.compute));
+  p.hidden = d.hidden;
+  p.dirs = d.dirs;
+  p.rows = d.cut.rows();
+  p.steps = d.cut.steps;
+  p.moved = moved;
+  p.multiprocessors = static_cast<int>(attribute(ctx, cudaDevAttrMultiProcessorCount));
+  p.block_shared = attribute(ctx, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  p.total_shared = attribute(ctx, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  const char* forced = std::getenv("PENSTOCK_CUDA_MATRIX");
+  const MatrixTilePlan plan = matrix_tile_plan(p, forced == nullptr ? -1 : std::atoi(forced));
+  const char* report = std::getenv("PENSTOCK_CUDA_RECURRENT_PLAN");
+  if (report != nullptr && std::strcmp(report, "0") != 0) {
+    std::fprintf(stderr,
+                 "penstock: %d gates %s %s: H %lld, %lld rows, %lld steps: tiles on tensor cores "
+                 "%s: %d rows, %d warps, %lld bytes, predicted %.1f us\n",
+                 p.gates, backward ? "backward" : "forward", name_of(d.compute),
+                 static_cast<long long>(p.hidden), static_cast<long long>(p.rows * p.dirs),
+                 static_cast<long long>(p.steps), plan.take ? "taken" : "not taken",
+                 plan.tile.row_blocks * kMatrixRows, plan.tile.warps,
+                 static_cast<long long>(plan.tile.shared_bytes), plan.nanoseconds * 1e-3);
+  }
+  return plan.take ? plan.tile : MatrixTile{};
+}
+
+inline LaunchShape matrix_shape(const Dims& d, const MatrixTile& tile) {
+  LaunchShape shape = one_thread_each(d.cut.rows(), tile.row_blocks * kMatrixRows);
+  shape.grid.y = static_cast<unsigned>(d.dirs);
+  shape.block = dim3(static_cast<unsigned>(tile.warps * 32));
+  shape.shared_bytes = static_cast<std::size_t>(tile.shared_bytes);
+  return shape;
+}
+
+/// f(TypeTag<T>) for the types of these tiles.
+template <class F>
+void with_matrix_type(DataType dtype, F&& f) {
+  with_type(dtype, [&](auto tag) {
+    if constexpr (sizeof(typename decltype(tag)::type) <= 4) f(tag);
+  });
+}
+
+template <class Family>
+bool forward_by_matrix(const Context& ctx, const ForwardScan& a) {
+  using Shape = typename Family::Shape;
+  const Dims& d = a.dims;
+  const bool keeps = a.h_kept.data[0] != nullptr;
+  const int elements =
+      Shape::kGates + (a.y != nullptr ? 1 : 0) + (a.save ? Shape::kSaved : 0) + (keeps ? 1 : 0);
+  const double moved = static_cast<double>(elements) * static_cast<double>(size_of(d.compute)) +
+                       (keeps && Shape::kHasC ? 4.0 : 0.0);
+  const MatrixTile tile = choose_matrix_tile<Shape>(ctx, a, /*backward=*/false, moved);
+  if (tile.row_blocks == 0) return false;
+  with_matrix_type(d.compute, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch(ctx, "matrix_forward", matrix_forward_kernel<Family, T>, matrix_shape(d, tile), a,
+           static_cast<const float*>(a.scratch), tile, pairs_of<T>(a, Rows(), a.y));
+  });
+  return true;
+}
+
+template <class Family>
+bool backward_by_matrix(const Context& ctx, const BackwardScan& a) {
+  using Shape = typename Family::Shape;
+  const Dims& d = a.dims;
+  const int elements = Shape::kSaved + 1 + (a.dy != nullptr ? 1 : 0) + Shape::kGradients;
+  const double moved = static_cast<double>(elements) * static_cast<double>(size_of(d.compute)) +
+                       (Shape::kHasC ? 4.0 : 0.0);
+  const MatrixTile tile = choose_matrix_tile<Shape>(ctx, a, /*backward=*/true, moved);
+  if (tile.row_blocks == 0) return false;
+  with_matrix_type(d.compute, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch(ctx, "matrix_backward", matrix_backward_kernel<Family, T>, matrix_shape(d, tile), a,
+           tile, pairs_of<T>(a, a.dgates, a.dy));
+  });
+  return true;
+}
+
+}  // namespace penstock::cuda::mixing

@@ -1,0 +1,327 @@
+// Tiles on tensor cores, by which the CUDA backend takes scans of many rows: the choice itself, and
+// their results against the float64 reference whatever the choice would be. The CPU passes through
+// the same tests. (Slices, layouts and recomputing: the test cpp.cuda_emulated.matrix.)
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "backends.h"
+#include "cells/recurrent_cuda_matrix_plan.h"
+#include "penstock/config.h"
+#include "recurrent_problem.h"
+
+namespace penstock::tests {
+namespace {
+
+using cuda::matrix_tile_plan;
+using cuda::MatrixTile;
+using cuda::MatrixTilePlan;
+using cuda::MatrixTileProblem;
+
+constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16};
+
+/// An environment variable for the length of a scope.
+class Setting {
+ public:
+  Setting(const char* name, const std::string& value) : name_(name) {
+    const char* before = std::getenv(name);
+    given_ = before != nullptr;
+    if (given_) before_ = before;
+    setenv(name, value.c_str(), 1);
+  }
+  ~Setting() {
+    if (given_) {
+      setenv(name_, before_.c_str(), 1);
+    } else {
+      unsetenv(name_);
+    }
+  }
+  Setting(const Setting&) = delete;
+  Setting& operator=(const Setting&) = delete;
+
+ private:
+  const char* name_;
+  bool given_ = false;
+  std::string before_;
+};
+
+bool same_bits(const RecurrentResults& a, const RecurrentResults& b) {
+  for (const NamedResult& r : kRecurrentResults) {
+    const Values &x = a.*r.values, &y = b.*r.values;
+    if (x.size() != y.size()) return false;
+    if (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0) return false;
+  }
+  return true;
+}
+
+// ---- the choice --------------------------------------------------------------------------------
+
+/// A GRU on a device like the H200.
+MatrixTileProblem problem(std::int64_t hidden, std::int64_t rows, int value_bytes,
+                          bool backward = false) {
+  MatrixTileProblem p;
+  p.backward = backward;
+  p.gates = 3;
+  p.biases = 4;
+  p.value_bytes = value_bytes;
+  p.hidden = hidden;
+  p.rows = rows;
+  p.steps = 8;
+  p.moved = 9.0 * value_bytes;
+  p.multiprocessors = 132;
+  p.block_shared = 227 << 10;
+  p.total_shared = 228 << 10;
+  return p;
+}
+
+TEST(MatrixPlan, IsForManyRows) {
+  for (const int bytes : {2, 4}) {
+    EXPECT_TRUE(matrix_tile_plan(problem(50, 8192, bytes)).take);
+    EXPECT_FALSE(matrix_tile_plan(problem(50, 128, bytes)).take);
+    EXPECT_TRUE(matrix_tile_plan(problem(50, 128, bytes), 1).take);
+    EXPECT_FALSE(matrix_tile_plan(problem(50, 8192, bytes), 0).take);
+  }
+}
+
+TEST(MatrixPlan, IsNotForDoublesOrNothing) {
+  EXPECT_FALSE(matrix_tile_plan(problem(50, 8192, 8), 1).take);
+  EXPECT_FALSE(matrix_tile_plan(problem(0, 8192, 4), 1).take);
+  EXPECT_FALSE(matrix_tile_plan(problem(50, 0, 4), 1).take);
+}
+
+TEST(MatrixPlan, IsTheSameForAnyRowsWhereThatIsAsked) {
+  for (const std::int64_t hidden : {20, 50, 90, 150, 300}) {
+    for (const int bytes : {2, 4}) {
+      MatrixTileProblem many = problem(hidden, 100000, bytes), one = problem(hidden, 1, bytes);
+      many.independent = one.independent = true;
+      EXPECT_EQ(matrix_tile_plan(many).take, matrix_tile_plan(one).take) << hidden;
+    }
+  }
+}
+
+// What docs/cuda_recurrent.md says, and never what has no room.
+TEST(MatrixPlan, TakesWhatFits) {
+  const auto largest = [](int value_bytes, bool backward) {
+    std::int64_t hidden = 1;
+    while (matrix_tile_plan(problem(hidden + 1, 8192, value_bytes, backward), 1).take) ++hidden;
+    EXPECT_FALSE(matrix_tile_plan(problem(hidden + 100, 8192, value_bytes, backward), 1).take);
+    return hidden;
+  };
+  EXPECT_GE(largest(4, false), 80);
+  EXPECT_GE(largest(4, true), 80);
+  EXPECT_GE(largest(2, false), 160);
+  EXPECT_GE(largest(2, true), 160);
+  for (std::int64_t hidden = 1; hidden < 400; hidden += 7) {
+    for (const std::int64_t rows : {1, 17, 500, 5000, 100000}) {
+      for (const int bytes : {2, 4}) {
+        for (const bool backward : {false, true}) {
+          for (const std::int64_t shared : {48 << 10, 163 << 10, 227 << 10}) {
+            MatrixTileProblem p = problem(hidden, rows, bytes, backward);
+            p.block_shared = p.total_shared = shared;
+            const MatrixTilePlan plan = matrix_tile_plan(p, 1);
+            if (!plan.take) continue;
+            const MatrixTile& t = plan.tile;
+            EXPECT_LE(t.shared_bytes, shared);
+            EXPECT_GE(t.unit_blocks * cuda::kMatrixUnits, hidden);
+            EXPECT_GE(t.chunks * (bytes == 4 ? 8 : 16), hidden);
+            EXPECT_GE(t.warps, 1);
+            EXPECT_LE(t.warps, cuda::matrix_warps(p.gates, bytes));
+            EXPECT_LE(t.operand + t.buffers * t.operand_bytes, t.state);
+            EXPECT_LE(t.state, t.c);
+            EXPECT_LE(t.c, t.bias);
+            EXPECT_LE(t.bias, t.rows);
+            EXPECT_GT(plan.nanoseconds, 0.0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(MatrixPlan, PredictsMoreTimeForMoreWork) {
+  for (const int bytes : {2, 4}) {
+    for (const std::int64_t hidden : {8, 50, 64, 80}) {
+      double before = 0.0;
+      for (const std::int64_t rows : {1000, 10000, 100000, 1000000}) {
+        const double now = matrix_tile_plan(problem(hidden, rows, bytes), 1).nanoseconds;
+        EXPECT_GT(now, before) << rows << " rows, H " << hidden;
+        before = now;
+      }
+    }
+  }
+}
+
+// ---- the scans ---------------------------------------------------------------------------------
+
+/// The cells that such tiles are for, with each activation.
+std::vector<RecurrentShape> forms() {
+  std::vector<RecurrentShape> all;
+  const auto add = [&](Cell cell, Activation activation) {
+    RecurrentShape s;
+    s.cell = cell;
+    s.activation = activation;
+    all.push_back(s);
+  };
+  for (Cell cell : {Cell::kRnn, Cell::kGru, Cell::kLstm}) add(cell, Activation::kTanh);
+  for (Cell cell : {Cell::kRnn, Cell::kGru}) add(cell, Activation::kIdentity);
+  add(Cell::kGru, Activation::kRelu);
+  return all;
+}
+
+class RecurrentMatrix : public BackendTest {
+ protected:
+  void expect_reference(const RecurrentShape& s, DataType dtype, std::uint64_t seed) {
+    const RecurrentValues v = random_values(s, dtype, seed);
+    const RecurrentResults got = compute(ctx(), s, v, dtype), expected = reference(s, v);
+    for (const NamedResult& r : kRecurrentResults) {
+      EXPECT_LE(relative_error(got.*r.values, expected.*r.values), r.factor * tolerance_of(dtype))
+          << r.name << " " << name_of(dtype) << " " << s.words();
+    }
+  }
+  const Setting forced_{"PENSTOCK_CUDA_MATRIX", "1"};
+};
+INSTANTIATE_TEST_SUITE_P(Backends, RecurrentMatrix, testing::ValuesIn(backend_names()),
+                         [](const auto& test) { return test.param; });
+
+TEST_P(RecurrentMatrix, AgreesWithReference) {
+  // H, rows, steps.
+  const std::int64_t sizes[][3] = {{1, 40, 3},  {8, 16, 1},  {20, 33, 4}, {50, 21, 5},
+                                   {64, 40, 2}, {100, 5, 3}, {33, 17, 3}, {80, 18, 2}};
+  int turn = 0;
+  for (RecurrentShape s : forms()) {
+    for (const auto& n : sizes) {
+      s.hidden = n[0], s.batch = n[1], s.steps = n[2];
+      s.direction = static_cast<Direction>(turn++ % 3);
+      s.lengths = turn % 2 == 0;
+      s.h0 = s.c0 = turn % 5 != 0;
+      s.state_gradients = turn % 4 != 0;
+      s.dy = turn % 7 != 0;
+      for (DataType dtype : kTypes) {
+        // Where sums are rounded to 16 bits, some cross the kink.
+        if (s.activation == Activation::kRelu && size_of(dtype) == 2) continue;
+        expect_reference(s, dtype, 41);
+      }
+    }
+  }
+}
+
+// More row blocks than a warp takes together, and more items than warps.
+TEST_P(RecurrentMatrix, ManyRowsAgreeWithReference) {
+  for (Cell cell : {Cell::kRnn, Cell::kGru, Cell::kLstm}) {
+    RecurrentShape s;
+    s.cell = cell;
+    s.batch = 333, s.steps = 3, s.hidden = 20, s.lengths = true;
+    for (DataType dtype : kTypes) expect_reference(s, dtype, 42);
+    s.direction = Direction::kBidirectional;
+    s.batch = 700, s.hidden = 9, s.lengths = false;
+    expect_reference(s, DataType::kFloat32, 43);
+  }
+}
+
+TEST_P(RecurrentMatrix, ManyStepsInFloat32) {
+  for (Cell cell : {Cell::kGru, Cell::kLstm}) {
+    RecurrentShape s;
+    s.cell = cell;
+    s.steps = 300, s.batch = 3, s.hidden = 24;
+    expect_reference(s, DataType::kFloat32, 44);
+  }
+}
+
+// The emulated backend starts threads in another order at each launch.
+TEST_P(RecurrentMatrix, HasTheSameBitsOnEveryRun) {
+  for (RecurrentShape s : forms()) {
+    s.batch = 37, s.hidden = 50, s.steps = 3, s.lengths = true;
+    for (DataType dtype : {DataType::kFloat32, DataType::kBFloat16}) {
+      const RecurrentValues v = random_values(s, dtype, 45);
+      const RecurrentResults first = compute(ctx(), s, v, dtype);
+      for (int i = 0; i < 2; ++i) {
+        EXPECT_TRUE(same_bits(compute(ctx(), s, v, dtype), first)) << s.words();
+      }
+    }
+  }
+}
+
+TEST_P(RecurrentMatrix, IsTakenForManyRowsByItself) {
+  if (GetParam() == "cpu") GTEST_SKIP() << "of CUDA alone";
+  RecurrentShape s;
+  s.batch = 16 * 132, s.hidden = 12, s.steps = 2;  // enough for any device's multiprocessors
+  const RecurrentValues v = random_values(s, DataType::kFloat32, 46);
+  const RecurrentResults forced = compute(ctx(), s, v, DataType::kFloat32);
+  RecurrentResults by_choice, never;
+  {
+    const Setting choose("PENSTOCK_CUDA_MATRIX", "-1");
+    by_choice = compute(ctx(), s, v, DataType::kFloat32);
+  }
+  {
+    const Setting off("PENSTOCK_CUDA_MATRIX", "0");
+    never = compute(ctx(), s, v, DataType::kFloat32);
+  }
+  EXPECT_TRUE(same_bits(by_choice, forced));
+  EXPECT_FALSE(same_bits(never, forced));
+}
+
+// A row's bits are those that it has alone, whatever tile it is in.
+TEST_P(RecurrentMatrix, RowsDoNotDependOnTheBatch) {
+  if (GetParam() != "cuda_emulated") GTEST_SKIP() << "W x of other shapes may round in other ways";
+  for (Cell cell : {Cell::kRnn, Cell::kGru, Cell::kLstm}) {
+    for (DataType dtype : {DataType::kFloat32, DataType::kFloat16}) {
+      RecurrentShape s;
+      s.cell = cell;
+      s.steps = 4, s.batch = 300, s.hidden = 21, s.input = 6;
+      const RecurrentValues all = random_values(s, dtype, 47);
+      const RecurrentResults together = compute(ctx(), s, all, dtype);
+      for (const std::int64_t row : {0, 7, 129, 299}) {
+        RecurrentShape one = s;
+        one.batch = 1;
+        RecurrentValues v = all;
+        const auto only = [&](const Values& x, std::int64_t rows, std::int64_t columns) {
+          Values out;
+          for (std::int64_t i = 0; i < rows && !x.empty(); ++i) {
+            const auto from = x.begin() + (i * s.batch + row) * columns;
+            out.insert(out.end(), from, from + columns);
+          }
+          return out;
+        };
+        v.x = only(all.x, s.steps, s.input);
+        v.h0 = only(all.h0, 1, s.hidden);
+        v.c0 = only(all.c0, 1, s.hidden);
+        v.dy = only(all.dy, s.steps, s.hidden);
+        v.dh_last = only(all.dh_last, 1, s.hidden);
+        v.dc_last = only(all.dc_last, 1, s.hidden);
+        const RecurrentResults alone = compute(ctx(), one, v, dtype);
+        EXPECT_EQ(alone.y, only(together.y, s.steps, s.hidden)) << s.words();
+        EXPECT_EQ(alone.h_last, only(together.h_last, 1, s.hidden)) << s.words();
+        EXPECT_EQ(alone.c_last, only(together.c_last, 1, s.hidden)) << s.words();
+        EXPECT_EQ(alone.dh0, only(together.dh0, 1, s.hidden)) << s.words();
+        EXPECT_EQ(alone.dc0, only(together.dc0, 1, s.hidden)) << s.words();
+      }
+    }
+  }
+}
+
+// In the middle of an array, units are no aligned pairs.
+TEST_P(RecurrentMatrix, OutputsMayBeginAnywhere) {
+  for (DataType dtype : kTypes) {
+    RecurrentShape s;
+    s.batch = 18, s.hidden = 10, s.steps = 3;
+    const RecurrentValues v = random_values(s, dtype, 48);
+    RecurrentCall call(ctx(), s, v, dtype);
+    call.run_forward();
+    const RecurrentResults expected = call.results();
+    const std::int64_t n = s.steps * s.batch * s.width();
+    Array longer(dtype, {n + 1});
+    TensorView y = call.y.view();
+    y.data = static_cast<char*>(longer.view().data) + size_of(dtype);
+    call.forward.y = y;
+    call.run_forward();
+    const Values shifted = longer.get();
+    EXPECT_EQ(Values(shifted.begin() + 1, shifted.end()), expected.y) << name_of(dtype);
+  }
+}
+
+}  // namespace
+}  // namespace penstock::tests
