@@ -70,6 +70,10 @@ void replay(const Context& ctx, const ForwardScan& a) {
   reset_before::replay(ctx, a);
 }
 
+bool takes_input(const Context& ctx, const Dims& d) {
+  return !is_before(d.options) && mixing::takes_input<After>(ctx, d);
+}
+
 int first_level(const Context& ctx, const Dims* levels, int count, bool backward) {
   return is_before(levels[0].options)
              ? mixing::first_level<reset_before::Steps>(ctx, levels, count, backward)
@@ -106,6 +110,7 @@ const recurrent::Kernels& gru_kernels() {
                                                &forward,
                                                &replay,
                                                &backward,
+                                               &takes_input,
                                                &levels};
   return table;
 }

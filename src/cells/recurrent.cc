@@ -1,7 +1,8 @@
 // Order of work, forward: chunk by chunk (Plan), W x for all the chunk's steps into the rows that
-// the scan reads, then the scan over them. Backward, chunks from the last to the first: the scan
-// leaves the gates' gradients of the chunk, and while they are in a cache, they go into dx, the
-// weights' and the biases' gradients. With `recompute`, a chunk's gates are found again first.
+// the scan reads, then the scan over them (or a scan that takes x itself). Backward, chunks from
+// the last to the first: the scan leaves the gates' gradients of the chunk, and while they are in a
+// cache, they go into dx, the weights' and the biases' gradients. With `recompute`, a chunk's gates
+// are found again first.
 //
 // Levels of a sliced network that a backend takes at once (LevelKernels) are one chunk each, whose
 // scans are made here and run together.
@@ -355,6 +356,8 @@ class ForwardRun : public Run {
              const Joint* joint = nullptr)
       : Run(ctx, level, workspace, joint), out_(out) {
     prepare_inputs(/*forward=*/true);
+    takes_input_ =
+        joint == nullptr && kernels_.takes_input != nullptr && kernels_.takes_input(ctx, dims_);
     weights_ = make_packed(gate_rows(), dims_.input);
     if (joint == nullptr) {
       scratch_ = operands_.take(kernels_.forward_scratch_bytes(dims_));
@@ -366,7 +369,7 @@ class ForwardRun : public Run {
                                 : operands_.take(state_bytes());
       }
     }
-    if (!level.need_grad || level.recompute) {
+    if (!takes_input_ && (!level.need_grad || level.recompute)) {
       gates_ = operands_.take(static_cast<std::size_t>(dims_.dirs * chunk_rows() * gate_rows()) *
                               item());
     }
@@ -413,8 +416,11 @@ class ForwardRun : public Run {
     ForwardScan scan;
     fill(scan, c);
     scan.save = level_.need_grad && !level_.recompute;
-    scan.gates = scan.save ? all_rows(reserve.gates, spec_.saved * dims_.hidden, item(), c)
-                           : chunk_rows(gates_, gate_rows(), item(), c);
+    if (scan.save) {
+      scan.gates = all_rows(reserve.gates, spec_.saved * dims_.hidden, item(), c);
+    } else if (!takes_input_) {
+      scan.gates = chunk_rows(gates_, gate_rows(), item(), c);
+    }
     if (level_.need_grad) {
       scan.h_kept = all_rows(reserve.h, dims_.hidden, item(), c);
       scan.c_kept = all_rows(reserve.c, dims_.hidden, size_of(dims_.state), c);
@@ -424,15 +430,20 @@ class ForwardRun : public Run {
     scan.h_next = h_next_;
     scan.c = c_;
     scan.y = y_;
+    if (takes_input_) {
+      scan.x = x_;
+      scan.weight_ih = weight_ih_;
+    }
     return scan;
   }
   void run_chunk(const Chunk& c, const Reserve& reserve) const {
     const ForwardScan scan = scan_of(c, reserve);
-    input_products(c, scan.gates, weights_);
+    if (!takes_input_) input_products(c, scan.gates, weights_);
     kernels_.forward(ctx_, scan);
   }
 
   const LevelOutputs& out_;
+  bool takes_input_ = false;
   Packed weights_;
   void* y_ = nullptr;
   void* h_ = nullptr;

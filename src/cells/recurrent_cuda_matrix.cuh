@@ -16,10 +16,10 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 #include "cells/recurrent_cuda_matrix_plan.h"
 #include "cells/recurrent_cuda_tile.cuh"
+#include "cuda/async_copy.h"
 #include "cuda/fast_float.h"
 #include "cuda/matrix.h"
 #include "penstock/config.h"
@@ -52,14 +52,13 @@ __device__ __forceinline__ void split_float(std::uint32_t bits, std::uint32_t* b
   *small = __float_as_uint(__uint_as_float(bits) - __uint_as_float(*big));
 }
 
-/// sum[j][g] += row block j times gate g's units, over `depth` chunks. `x`: the lane's operands,
-/// `x_stride` from one row block to the next; `w`: the lane's weights, chunk by chunk, in each gate
-/// by gate. Several gates' products go on side by side; that of a single one is two or three sums,
-/// of every other chunk (16-bit types) or of the big and the small terms, added at the end.
-template <class T, int kBlocks, int kGates>
-__device__ __forceinline__ void multiply_items(const MatrixOperand* x, int x_stride,
-                                               const MatrixWeight<T>* w, int depth,
-                                               float (&sum)[2][kGates][4]) {
+/// sum[j][g] += row block j times gate g's units, over `depth` chunks. `load(j, n)`: the lane's
+/// operand of row block j, chunk n; `w`: the lane's weights, chunk by chunk, in each gate by gate.
+/// Several gates' products go on side by side; that of a single one is two or three sums, of every
+/// other chunk (16-bit types) or of the big and the small terms, added at the end.
+template <class T, int kBlocks, int kGates, class Load>
+__device__ __forceinline__ void multiply_blocks(Load&& load, const MatrixWeight<T>* w, int depth,
+                                                float (&sum)[2][kGates][4]) {
   constexpr bool kWide = sizeof(T) == 4;
   constexpr int kMore = kGates > 1 ? 0 : kWide ? 2 : 1;  // sums besides `sum`
   constexpr int kTogether = kMore == 1 ? 2 : 1;          // chunks
@@ -72,7 +71,7 @@ __device__ __forceinline__ void multiply_items(const MatrixOperand* x, int x_str
       MatrixOperand values[kBlocks];
       MatrixWeight<T> weights[kGates];
 #pragma unroll
-      for (int j = 0; j < kBlocks; ++j) values[j] = x[j * x_stride + (c + n) * 32];
+      for (int j = 0; j < kBlocks; ++j) values[j] = load(j, c + n);
 #pragma unroll
       for (int g = 0; g < kGates; ++g) weights[g] = w[((c + n) * kGates + g) * 32];
       if constexpr (kWide) {
@@ -119,43 +118,40 @@ __device__ __forceinline__ void multiply_items(const MatrixOperand* x, int x_str
 }
 
 /// The same for one or two row blocks.
-template <class T, int kGates>
-__device__ __forceinline__ void multiply_items(const MatrixOperand* x, int x_stride,
-                                               const MatrixWeight<T>* w, int depth, int blocks,
-                                               float (&sum)[2][kGates][4]) {
+template <class T, int kGates, class Load>
+__device__ __forceinline__ void multiply_items(Load&& load, const MatrixWeight<T>* w, int depth,
+                                               int blocks, float (&sum)[2][kGates][4]) {
   if (blocks == 2) {
-    multiply_items<T, 2, kGates>(x, x_stride, w, depth, sum);
+    multiply_blocks<T, 2, kGates>(load, w, depth, sum);
   } else {
-    multiply_items<T, 1, kGates>(x, x_stride, w, depth, sum);
+    multiply_blocks<T, 1, kGates>(load, w, depth, sum);
   }
 }
 
-/// Fill the weights' fragments of a direction: those of unit block n follow each other, forward
-/// (chunk, gate), backward (gate, chunk), which is the order of the products' sums.
+/// Fill the fragments of a direction's weights (gates·H, columns): those of unit block n follow
+/// each other, forward (chunk, gate), backward (gate, chunk), which is the order of the products'
+/// sums. Backward, R is transposed.
 template <class T, bool kBackward>
-__device__ __forceinline__ void load_fragments(const Scan& a, int gates, const MatrixTile& tile,
-                                               MatrixWeight<T>* out) {
-  const int hidden = static_cast<int>(a.dims.hidden);
-  const T* from = static_cast<const T*>(a.weight_hh) +
-                  static_cast<std::int64_t>(blockIdx.y) * gates * hidden * hidden;
-  const int count = tile.unit_blocks * tile.chunks * gates * 32;
+__device__ __forceinline__ void load_fragments(const T* from, int gates, int hidden, int columns,
+                                               int unit_blocks, int chunks, MatrixWeight<T>* out) {
+  const int count = unit_blocks * chunks * gates * 32;
   for (int at = static_cast<int>(threadIdx.x); at < count; at += static_cast<int>(blockDim.x)) {
     const int lane = at % 32, rest = at / 32;
     int gate = 0, chunk = 0;
     if constexpr (kBackward) {
-      chunk = rest % tile.chunks;
-      gate = rest / tile.chunks % gates;
+      chunk = rest % chunks;
+      gate = rest / chunks % gates;
     } else {
       gate = rest % gates;
-      chunk = rest / gates % tile.chunks;
+      chunk = rest / gates % chunks;
     }
-    const int n = rest / (gates * tile.chunks) * kMatrixUnits + lane / 4;
+    const int n = rest / (gates * chunks) * kMatrixUnits + lane / 4;
     const int k = chunk * kMatrixChunk<T> + lane % 4 * 2;
     // The weight by which summand k counts for unit n.
     const auto weight = [&](int summand) {
-      if (n >= hidden || summand >= hidden) return narrow<T>(0.0f);
+      if (n >= hidden || summand >= columns) return narrow<T>(0.0f);
       const int row = kBackward ? summand : n, column = kBackward ? n : summand;
-      return __ldg(from + (gate * hidden + row) * hidden + column);
+      return __ldg(from + static_cast<std::int64_t>(gate * hidden + row) * columns + column);
     };
     MatrixWeight<T> w;
     if constexpr (sizeof(T) == 4) {
@@ -223,7 +219,8 @@ struct MatrixItem {
 template <class T>
 struct MatrixShared {
   MatrixWeight<T>* weights;
-  char* operand;
+  char *operand, *input;
+  MatrixWeight<T>* input_weights;
   MatrixValues *state, *c;
   float* bias;
   TileRow* rows;
@@ -232,6 +229,8 @@ struct MatrixShared {
   __device__ __forceinline__ MatrixShared(unsigned char* shared, const MatrixTile& tile) {
     weights = reinterpret_cast<MatrixWeight<T>*>(shared);
     operand = reinterpret_cast<char*>(shared + tile.operand);
+    input = reinterpret_cast<char*>(shared + tile.input);
+    input_weights = reinterpret_cast<MatrixWeight<T>*>(shared + tile.input_weights);
     state = reinterpret_cast<MatrixValues*>(shared + tile.state);
     c = reinterpret_cast<MatrixValues*>(shared + tile.c);
     bias = reinterpret_cast<float*>(shared + tile.bias);
@@ -273,14 +272,90 @@ struct MatrixShared {
           bits;
     }
   }
-  __device__ __forceinline__ void clear_operand(const MatrixTile& tile) const {
-    auto* words = reinterpret_cast<MatrixOperand*>(operand);
-    const int count = tile.buffers * tile.operand_bytes / static_cast<int>(sizeof(MatrixOperand));
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-      words[i] = MatrixOperand{};
-    }
+  /// Products of an item with what is in a buffer of the operand.
+  template <int kGates>
+  __device__ __forceinline__ void multiply(const MatrixTile& tile, const MatrixItem& item,
+                                           int buffer, int depth, const MatrixWeight<T>* w,
+                                           float (&sum)[2][kGates][4]) const {
+    const MatrixOperand* x = fragment(tile, buffer, item.block);
+    const int stride = tile.depth * 32;
+    multiply_items<T, kGates>([&](int j, int n) { return x[j * stride + n * 32]; }, w, depth,
+                              item.blocks, sum);
+  }
+  /// Products of an item with the rows of x in a buffer.
+  template <int kGates>
+  __device__ __forceinline__ void multiply_input(const MatrixTile& tile, const MatrixItem& item,
+                                                 int buffer, float (&sum)[2][kGates][4]) const {
+    const int pitch = tile.input_pitch;
+    const char* from = input + buffer * tile.input_bytes + item.block * kMatrixRows * pitch;
+    const auto load = [&](int j, int n) {
+      MatrixOperand v;
+      if constexpr (sizeof(T) == 4) {
+        const char* at = from + (j * kMatrixRows + lane / 4) * pitch + (n * 4 + lane % 4) * 8;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const auto two = *reinterpret_cast<const Packed<float, 2>*>(at + half * 8 * pitch);
+          v.v[half] = __float_as_uint(two.v[0]);
+          v.v[half + 2] = __float_as_uint(two.v[1]);
+        }
+      } else {
+        load_matrices<4>(v.v,
+                         from + (j * kMatrixRows + lane % 16) * pitch + (n * 2 + lane / 16) * 16);
+      }
+      return v;
+    };
+    multiply_items<T, kGates>(
+        load, input_weights + item.unit_block * tile.input_chunks * kGates * 32 + lane,
+        tile.input_chunks, item.blocks, sum);
+  }
+  /// Zeros, where no thread writes: the units that the cell and the elements that x does not have.
+  __device__ __forceinline__ void clear(const MatrixTile& tile) const {
+    const auto zero = [](char* from, int bytes) {
+      auto* words = reinterpret_cast<MatrixOperand*>(from);
+      for (int i = static_cast<int>(threadIdx.x); i < bytes / 16;
+           i += static_cast<int>(blockDim.x)) {
+        words[i] = MatrixOperand{};
+      }
+    };
+    zero(operand, tile.buffers * tile.operand_bytes);
+    zero(input, 2 * tile.input_bytes);
   }
 };
+
+/// Begin to copy the tile's rows of x at a step into a buffer, in pieces of 16 or 4 bytes; with 0,
+/// element by element, at once. Zeros for rows that x does not have.
+template <class T>
+__device__ __forceinline__ void copy_input(const ForwardScan& a, const MatrixTile& tile,
+                                           const TileRow* rows, std::int64_t time, int piece,
+                                           char* buffer) {
+  const recurrent::Cut& cut = a.dims.cut;
+  const int bytes = static_cast<int>(a.dims.input) * static_cast<int>(sizeof(T));
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int r = static_cast<int>(threadIdx.x) / 32; r < tile.row_blocks * kMatrixRows;
+       r += tile.warps) {
+    const TileRow row = rows[r];
+    const std::int64_t at = row.first + (time - cut.shift) * cut.batch;
+    const bool present = row.first >= 0 && at >= 0 && at < cut.time * cut.batch;
+    const char* from = static_cast<const char*>(a.x) + (present ? at * bytes : 0);
+    char* to = buffer + r * tile.input_pitch;
+    if (piece == 16) {
+      for (int i = lane * 16; i < bytes; i += 32 * 16) {
+        async_copy<16>(to + i, from + i, present ? 16 : 0);
+      }
+    } else if (piece == 4) {
+      for (int i = lane * 4; i < bytes; i += 32 * 4) {
+        async_copy<4>(to + i, from + i, present ? 4 : 0);
+      }
+    } else {
+      for (int i = lane * static_cast<int>(sizeof(T)); i < bytes;
+           i += 32 * static_cast<int>(sizeof(T))) {
+        *reinterpret_cast<T*>(to + i) =
+            present ? __ldg(reinterpret_cast<const T*>(from + i)) : narrow<T>(0.0f);
+      }
+    }
+  }
+  commit_copies();
+}
 
 /// Elements from a row's place in `Rows` to an item's first unit.
 __device__ __forceinline__ std::int64_t matrix_at(const Rows& r, const Dims& d, const TileRow& row,
@@ -338,16 +413,20 @@ __device__ __forceinline__ void store_matrix_states(const Dims& d, const MatrixT
 // Work split: a block per tile and direction (blockIdx.y), a warp per item, in turns where there
 // are more items than warps. h_prev of the tile lies in two buffers that steps read and write in
 // turn, so one barrier per step is enough. Traffic per (row, unit) and step, in elements: G of W x
-// in, asked for an item ahead, so that the barrier and the product hide their latency; y, h_prev
-// (c_prev) and the saved gates out where asked for; two units at an access where they are aligned
-// (`pairs`). Shared memory: MatrixTile. Limits: what matrix_tile_plan finds room for; 64-bit
-// offsets. Invariants: as tile_forward_kernel; fragments of units that the cell does not have are
-// zeros, in R as in h. An infinite h is NaN in the products of float32. Launch: launch_matrix.
+// in, asked for an item ahead, so that the barrier and the product hide their latency, or where the
+// scan is given x, D of x per row and step instead, copied a step ahead in pieces of `piece` bytes;
+// y, h_prev (c_prev) and the saved gates out where asked for; two units at an access where they are
+// aligned (`pairs`). Shared memory: MatrixTile. Limits: what matrix_tile_plan finds room for;
+// 64-bit offsets. Invariants: as tile_forward_kernel; fragments of units that the cell does not
+// have are zeros, in R as in h. An infinite h is NaN in the products of float32. Launch:
+// launch_matrix.
 template <class Family, class T>
 __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
-    matrix_forward_kernel(ForwardScan a, const float* bias, MatrixTile tile, bool pairs) {
+    matrix_forward_kernel(ForwardScan a, const float* bias, MatrixTile tile, bool pairs,
+                          int piece) {
   using Shape = typename Family::Shape;
   constexpr int kGates = Shape::kGates, kSaved = Shape::kSaved, kBiases = Shape::kBiases;
+  constexpr int kApart = kGates - Family::kSplit;
   constexpr bool kOwnState = sizeof(T) != 4;  // h is not what the operand holds
   PENSTOCK_SHARED_MEMORY(unsigned char, shared);
   const MatrixShared<T> s(shared, tile);
@@ -355,21 +434,29 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
   const int hidden = static_cast<int>(d.hidden), padded = tile.unit_blocks * kMatrixUnits;
   const int warp = static_cast<int>(threadIdx.x) / 32, items = tile.items();
   const std::int64_t dir = blockIdx.y, steps = d.cut.steps;
+  const bool takes_input = a.x != nullptr;
 
   fill_tile_rows(a, tile.row_blocks * kMatrixRows, s.rows);
-  load_fragments<T, false>(a, kGates, tile, s.weights);
+  load_fragments<T, false>(static_cast<const T*>(a.weight_hh) + dir * kGates * hidden * hidden,
+                           kGates, hidden, hidden, tile.unit_blocks, tile.chunks, s.weights);
+  if (takes_input) {
+    const int input = static_cast<int>(d.input);
+    load_fragments<T, false>(static_cast<const T*>(a.weight_ih) + dir * kGates * hidden * input,
+                             kGates, hidden, input, tile.unit_blocks, tile.input_chunks,
+                             s.input_weights);
+  }
   for (int i = static_cast<int>(threadIdx.x); i < kBiases * padded;
        i += static_cast<int>(blockDim.x)) {
     const int unit = i % padded;
     s.bias[i] = unit < hidden ? __ldg(bias + (dir * kBiases + i / padded) * d.hidden + unit) : 0.0f;
   }
-  s.clear_operand(tile);
+  s.clear(tile);
   __syncthreads();
 
   // W x of the item that comes next.
   Packed<T, 2> wx[2][2][kGates] = {};
   const auto fetch = [&](int index, std::int64_t k) {
-    if (k >= steps) return;
+    if (takes_input || k >= steps) return;
     const MatrixItem item(tile, index, hidden);
     const std::int64_t time = time_of(a, dir, k);
 #pragma unroll
@@ -414,18 +501,39 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
     }
   }
   fetch(warp, 0);
+  const auto copy = [&](std::int64_t k) {
+    if (!takes_input || k >= steps) return;
+    copy_input<T>(a, tile, s.rows, time_of(a, dir, k), piece, s.input + k % 2 * tile.input_bytes);
+  };
+  copy(0);
+  wait_copies<0>();
   __syncthreads();
 
   for (std::int64_t k = 0; k < steps; ++k) {
     const std::int64_t time = time_of(a, dir, k);
     const int now = static_cast<int>(k % 2);
+    copy(k + 1);
     for (int index = warp; index < items; index += tile.warps) {
       const MatrixItem item(tile, index, hidden);
-      float sum[2][kGates][4] = {};
+      // W x of the gates from kSplit on, which the cell does not add to R h; that of the others
+      // begins their sums.
+      float sum[2][kGates][4] = {}, apart[2][kApart + 1][4] = {};
+      if (takes_input) {
+        s.multiply_input(tile, item, now, sum);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+#pragma unroll
+          for (int g = 0; g < kApart; ++g) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              apart[j][g][i] = sum[j][Family::kSplit + g][i];
+              sum[j][Family::kSplit + g][i] = 0.0f;
+            }
+          }
+        }
+      }
       if (k > 0 || !a.zero_state) {
-        multiply_items<T, kGates>(s.fragment(tile, now, item.block), tile.depth * 32,
-                                  s.weights_of(tile, kGates, item.unit_block), tile.chunks,
-                                  item.blocks, sum);
+        s.multiply(tile, item, now, tile.chunks, s.weights_of(tile, kGates, item.unit_block), sum);
       }
       Family::with_cell(d.options, [&](auto cell) {
 #pragma unroll
@@ -454,6 +562,9 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
 #pragma unroll
                 for (int g = 0; g < kGates; ++g) {
                   x[g] = widen(wx[j][half][g].v[e]);
+                  if (takes_input) {
+                    x[g] = g < Family::kSplit ? 0.0f : apart[j][g - Family::kSplit][half * 2 + e];
+                  }
                   r[g] = sum[j][g][half * 2 + e];
                 }
 #pragma unroll
@@ -494,6 +605,7 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
         fetch(warp, k + 1);
       }
     }
+    wait_copies<0>();
     __syncthreads();
   }
   for (int index = warp; index < items; index += tile.warps) {
@@ -531,8 +643,9 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
   const std::int64_t dir = blockIdx.y, steps = d.cut.steps;
 
   fill_tile_rows(a, tile.row_blocks * kMatrixRows, s.rows);
-  load_fragments<T, true>(a, kGates, tile, s.weights);
-  s.clear_operand(tile);
+  load_fragments<T, true>(static_cast<const T*>(a.weight_hh) + dir * kGates * hidden * hidden,
+                          kGates, hidden, hidden, tile.unit_blocks, tile.chunks, s.weights);
+  s.clear(tile);
   __syncthreads();
 
   // What the item that comes next reads.
@@ -648,9 +761,7 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
     for (int index = warp; index < items; index += tile.warps) {
       const MatrixItem item(tile, index, hidden);
       float sum[2][1][4] = {};
-      multiply_items<T, 1>(s.fragment(tile, buffer, item.block), tile.depth * 32,
-                           s.weights_of(tile, kGates, item.unit_block), tile.depth, item.blocks,
-                           sum);
+      s.multiply(tile, item, buffer, tile.depth, s.weights_of(tile, kGates, item.unit_block), sum);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         if (j >= item.blocks) continue;
@@ -700,11 +811,14 @@ bool pairs_of(const Scan& a, const Rows& dgates, const void* y) {
   return all;
 }
 
-/// The tile for a scan; row_blocks = 0: not this path. `moved`: bytes per step and unit of a row.
+inline int matrix_setting(const char* name) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? -1 : std::atoi(text);
+}
+
+/// `elements`: per step and unit of a row, through device memory.
 template <class Shape>
-MatrixTile choose_matrix_tile(const Context& ctx, const Scan& a, bool backward, double moved) {
-  const Dims& d = a.dims;
-  if (!whole_scan(a) || size_of(d.compute) > 4) return {};
+MatrixTileProblem matrix_problem(const Context& ctx, const Dims& d, bool backward, int elements) {
   MatrixTileProblem p;
   p.backward = backward;
   p.independent = batch_invariant();
@@ -716,24 +830,46 @@ MatrixTile choose_matrix_tile(const Context& ctx, const Scan& a, bool backward, 
   p.dirs = d.dirs;
   p.rows = d.cut.rows();
   p.steps = d.cut.steps;
-  p.moved = moved;
+  p.moved = elements * p.value_bytes;
   p.multiprocessors = static_cast<int>(attribute(ctx, cudaDevAttrMultiProcessorCount));
   p.block_shared = attribute(ctx, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   p.total_shared = attribute(ctx, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  const char* forced = std::getenv("PENSTOCK_CUDA_MATRIX");
-  const MatrixTilePlan plan = matrix_tile_plan(p, forced == nullptr ? -1 : std::atoi(forced));
-  const char* report = std::getenv("PENSTOCK_CUDA_RECURRENT_PLAN");
-  if (report != nullptr && std::strcmp(report, "0") != 0) {
-    std::fprintf(stderr,
-                 "penstock: %d gates %s %s: H %lld, %lld rows, %lld steps: tiles on tensor cores "
-                 "%s: %d rows, %d warps, %lld bytes, predicted %.1f us\n",
-                 p.gates, backward ? "backward" : "forward", name_of(d.compute),
-                 static_cast<long long>(p.hidden), static_cast<long long>(p.rows * p.dirs),
-                 static_cast<long long>(p.steps), plan.take ? "taken" : "not taken",
-                 plan.tile.row_blocks * kMatrixRows, plan.tile.warps,
-                 static_cast<long long>(plan.tile.shared_bytes), plan.nanoseconds * 1e-3);
+  return p;
+}
+
+inline void report_matrix(const MatrixTileProblem& p, const MatrixTilePlan& plan) {
+  if (matrix_setting("PENSTOCK_CUDA_RECURRENT_PLAN") <= 0) return;
+  std::fprintf(stderr,
+               "penstock: %d gates %s, %d bytes: H %lld, %lld rows, %lld steps: tiles on tensor "
+               "cores%s %s: %d rows, %d warps, %lld bytes, predicted %.1f us\n",
+               p.gates, p.backward ? "backward" : "forward", p.value_bytes,
+               static_cast<long long>(p.hidden), static_cast<long long>(p.rows * p.dirs),
+               static_cast<long long>(p.steps), p.input > 0 ? ", which take x," : "",
+               plan.take ? "taken" : "not taken", plan.tile.row_blocks * kMatrixRows,
+               plan.tile.warps, static_cast<long long>(plan.tile.shared_bytes),
+               plan.nanoseconds * 1e-3);
+}
+
+/// Whether the forward scan of these dimensions takes x itself (Kernels::takes_input).
+template <class Family>
+bool takes_input(const Context& ctx, const Dims& d) {
+  using Shape = typename Family::Shape;
+  if (d.input < 1 || d.cut.rows() == 0 || d.cut.steps == 0) return false;
+  MatrixTileProblem p = matrix_problem<Shape>(ctx, d, /*backward=*/false, Shape::kGates + 1);
+  p.input = d.input;
+  return matrix_input_plan(p, matrix_setting("PENSTOCK_CUDA_MATRIX"),
+                           matrix_setting("PENSTOCK_CUDA_MATRIX_INPUT"))
+      .take;
+}
+
+/// Bytes that rows of x can be copied by.
+template <class T>
+int input_piece(const void* x, std::int64_t input) {
+  const std::int64_t bytes = input * static_cast<std::int64_t>(sizeof(T));
+  for (const int piece : {16, 4}) {
+    if (bytes % piece == 0 && reinterpret_cast<std::uintptr_t>(x) % piece == 0) return piece;
   }
-  return plan.take ? plan.tile : MatrixTile{};
+  return 0;
 }
 
 inline LaunchShape matrix_shape(const Dims& d, const MatrixTile& tile) {
@@ -756,17 +892,28 @@ template <class Family>
 bool forward_by_matrix(const Context& ctx, const ForwardScan& a) {
   using Shape = typename Family::Shape;
   const Dims& d = a.dims;
+  if (!whole_scan(a)) return false;
   const bool keeps = a.h_kept.data[0] != nullptr;
-  const int elements =
-      Shape::kGates + (a.y != nullptr ? 1 : 0) + (a.save ? Shape::kSaved : 0) + (keeps ? 1 : 0);
-  const double moved = static_cast<double>(elements) * static_cast<double>(size_of(d.compute)) +
-                       (keeps && Shape::kHasC ? 4.0 : 0.0);
-  const MatrixTile tile = choose_matrix_tile<Shape>(ctx, a, /*backward=*/false, moved);
-  if (tile.row_blocks == 0) return false;
+  const int elements = (a.x == nullptr ? Shape::kGates : 0) + (a.y != nullptr ? 1 : 0) +
+                       (a.save ? Shape::kSaved : 0) + (keeps ? 1 : 0);
+  MatrixTileProblem p = matrix_problem<Shape>(ctx, d, /*backward=*/false, elements);
+  if (keeps && Shape::kHasC) p.moved += 4.0;
+  int forced = matrix_setting("PENSTOCK_CUDA_MATRIX");
+  if (a.x != nullptr) {
+    // takes_input has said so.
+    p.input = d.input;
+    p.moved += static_cast<double>(p.value_bytes) * static_cast<double>(d.input) /
+               static_cast<double>(d.hidden);
+    forced = 1;
+  }
+  const MatrixTilePlan plan = matrix_tile_plan(p, forced);
+  report_matrix(p, plan);
+  if (!plan.take) return false;
   with_matrix_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(ctx, "matrix_forward", matrix_forward_kernel<Family, T>, matrix_shape(d, tile), a,
-           static_cast<const float*>(a.scratch), tile, pairs_of<T>(a, Rows(), a.y));
+    launch(ctx, "matrix_forward", matrix_forward_kernel<Family, T>, matrix_shape(d, plan.tile), a,
+           static_cast<const float*>(a.scratch), plan.tile, pairs_of<T>(a, Rows(), a.y),
+           input_piece<T>(a.x, d.input));
   });
   return true;
 }
@@ -775,15 +922,17 @@ template <class Family>
 bool backward_by_matrix(const Context& ctx, const BackwardScan& a) {
   using Shape = typename Family::Shape;
   const Dims& d = a.dims;
+  if (!whole_scan(a)) return false;
   const int elements = Shape::kSaved + 1 + (a.dy != nullptr ? 1 : 0) + Shape::kGradients;
-  const double moved = static_cast<double>(elements) * static_cast<double>(size_of(d.compute)) +
-                       (Shape::kHasC ? 4.0 : 0.0);
-  const MatrixTile tile = choose_matrix_tile<Shape>(ctx, a, /*backward=*/true, moved);
-  if (tile.row_blocks == 0) return false;
+  MatrixTileProblem p = matrix_problem<Shape>(ctx, d, /*backward=*/true, elements);
+  if (Shape::kHasC) p.moved += 4.0;
+  const MatrixTilePlan plan = matrix_tile_plan(p, matrix_setting("PENSTOCK_CUDA_MATRIX"));
+  report_matrix(p, plan);
+  if (!plan.take) return false;
   with_matrix_type(d.compute, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(ctx, "matrix_backward", matrix_backward_kernel<Family, T>, matrix_shape(d, tile), a,
-           tile, pairs_of<T>(a, a.dgates, a.dy));
+    launch(ctx, "matrix_backward", matrix_backward_kernel<Family, T>, matrix_shape(d, plan.tile), a,
+           plan.tile, pairs_of<T>(a, a.dgates, a.dy));
   });
   return true;
 }

@@ -24,6 +24,7 @@ struct MatrixTileProblem {
   std::int64_t rows = 0;   // of a direction
   std::int64_t steps = 0;  // of each
   double moved = 0.0;      // bytes per step and unit of a row, through device memory
+  std::int64_t input = 0;  // D, where the tile takes x and finds W x itself; else 0
   int multiprocessors = 1;
   std::int64_t block_shared = 0;  // bytes of shared memory that a block may have
   std::int64_t total_shared = 0;  // that a multiprocessor has for its blocks
@@ -53,6 +54,9 @@ struct MatrixTile {
   int c = 0;      // c or dc, where the cell has one
   int bias = 0;
   int rows = 0;
+  // Where the tile takes x itself: W, and two buffers of the tile's rows of x.
+  int input_chunks = 0, input_weights = 0;
+  int input = 0, input_bytes = 0, input_pitch = 0;  // pitch: bytes from row to row
   std::int64_t shared_bytes = 0;
 
   PENSTOCK_HOST_DEVICE int items() const { return (row_blocks + span - 1) / span * unit_blocks; }
@@ -86,6 +90,17 @@ inline MatrixTile matrix_tile(const MatrixTileProblem& p, int row_blocks, int bu
   t.c = take(p.has_c ? states : 0);
   t.bias = take(p.backward ? 0 : p.biases * units * kMatrixUnits * 4);
   t.rows = take(static_cast<std::int64_t>(row_blocks) * kMatrixRows * kMatrixRowBytes);
+  if (p.input > 0) {
+    const std::int64_t chunk = wide ? 8 : 16, inner = (p.input + chunk - 1) / chunk;
+    // Such that neither the 8 rows of a matrix (16-bit types) nor the 4 rows that half a warp reads
+    // at a time (float32) meet in a bank.
+    const std::int64_t pitch = wide ? (inner + 1 - inner % 2) * 32 : inner * 32 + 16;
+    t.input_chunks = static_cast<int>(inner);
+    t.input_pitch = static_cast<int>(pitch);
+    t.input_bytes = static_cast<int>(row_blocks * kMatrixRows * pitch);
+    t.input_weights = take(units * inner * p.gates * (wide ? 512 : 256));
+    t.input = take(2 * row_blocks * kMatrixRows * pitch);
+  }
   t.shared_bytes = at;
 
   // As many warps as let all of them have the same number of items, nearly.
@@ -113,7 +128,8 @@ inline double matrix_step_nanoseconds(const MatrixTileProblem& p, const MatrixTi
   constexpr double kWait = 600.0;               // a barrier, a product's and a cell's latency
   const double rows = static_cast<double>(tiles) * t.row_blocks * kMatrixRows;
   const double units = static_cast<double>(t.unit_blocks) * kMatrixUnits;
-  const double depth = static_cast<double>(t.chunks) * (p.value_bytes == 4 ? 8 : 16) * p.gates;
+  const double depth =
+      static_cast<double>(t.chunks + t.input_chunks) * (p.value_bytes == 4 ? 8 : 16) * p.gates;
   const double bytes = rows * static_cast<double>(p.hidden) * p.moved / kBytesPerNs;
   const double work = rows * units * (depth / multiplied_per_ns + cell / kInstructionsPerNs);
   return kWait + std::max(bytes, work);
@@ -162,6 +178,32 @@ inline MatrixTilePlan matrix_tile_plan(const MatrixTileProblem& p, int forced = 
   // tiles without tensor cores spread the rows further.
   plan.take = forced == 1 || p.independent ||
               p.rows * p.dirs >= std::int64_t{kMatrixRows} * p.multiprocessors;
+  return plan;
+}
+
+/// The plan of a forward scan that takes x itself, D = p.input, in place of one that reads W x; not
+/// to be taken where the latter, with the product over all steps before it, is predicted to be
+/// sooner done. `p.moved` is that of the latter. `forced`: as above; `forced_input`: likewise.
+inline MatrixTilePlan matrix_input_plan(const MatrixTileProblem& p, int forced = -1,
+                                        int forced_input = -1) {
+  constexpr double kLaunch = 3000.0;
+  constexpr double kBytesPerNs = 24.0;        // of each multiprocessor
+  constexpr double kMultipliedPerNs = 200.0;  // of float32; 16-bit types wait for the bytes
+  MatrixTileProblem apart = p, fused = p;
+  apart.input = 0;
+  const auto hidden = static_cast<double>(p.hidden), input = static_cast<double>(p.input);
+  fused.moved += p.value_bytes * (input / std::max(hidden, 1.0) - p.gates);
+  const MatrixTilePlan without = matrix_tile_plan(apart, forced);
+  if (!without.take || p.input < 1 || forced_input == 0) return {};
+  MatrixTilePlan plan = matrix_tile_plan(fused, 1);
+  if (!plan.take || forced_input == 1) return plan;
+  const double rows =
+      static_cast<double>(p.rows) * static_cast<double>(p.dirs * p.steps) / p.multiprocessors;
+  const double bytes = rows * p.value_bytes * (input + p.gates * hidden) / kBytesPerNs;
+  const double work = p.value_bytes == 4 ? rows * input * p.gates * hidden / kMultipliedPerNs : 0.0;
+  plan.take =
+      p.input <= 3 * p.hidden &&
+      (p.independent || plan.nanoseconds < without.nanoseconds + kLaunch + std::max(bytes, work));
   return plan;
 }
 

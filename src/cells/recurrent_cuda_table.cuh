@@ -60,6 +60,7 @@ constexpr recurrent::Kernels kernels(recurrent::Spec (*spec)(const Options&)) {
           &forward<Family>,
           &replay<Family>,
           &backward<Family>,
+          &takes_input<Family>,
           &kLevelKernels<OneProduct<Family>>};
 }
 

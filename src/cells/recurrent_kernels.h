@@ -149,6 +149,11 @@ struct ForwardScan : Scan {
   void* h_next = nullptr;   // as h; scratch
   void* c = nullptr;        // as h; where the cell has one
   void* y = nullptr;        // (time, B, dirs·H) compute type, 0 at padded steps; or null
+  // Where the scan takes x itself (Kernels::takes_input): the level's (time, B, D) and the weights
+  // (dirs, G·H, D), compute type. `gates` then holds nothing before the scan, and is given only if
+  // `save`.
+  const void* x = nullptr;
+  const void* weight_ih = nullptr;
 };
 
 struct BackwardScan : Scan {
@@ -160,11 +165,10 @@ struct BackwardScan : Scan {
 };
 
 /// A level of a sliced network among several that a backend takes at once, all steps of all parts,
-/// from the zero state. Of ForwardScan, `scratch`, h, h_next, c and y are not there.
+/// from the zero state. Of ForwardScan, `scratch`, h, h_next, c and y are not there; x are the
+/// outputs of the level below, which the same call finds, or null where `gates` holds the products
+/// W x.
 struct LevelForward : ForwardScan {
-  const void* weight_ih = nullptr;  // (dirs, G·H, D) compute type
-  const void* x = nullptr;  // (entries, B, D) array type: the outputs of the level below, which the
-                            // same call finds; null: `gates` holds the products W x
   void* outputs = nullptr;  // (rows, dirs·H) array type: the last states of h
   void* kept = nullptr;     // the same again, or null
 };
@@ -202,6 +206,8 @@ struct Kernels {
   void (*replay)(const Context&, const ForwardScan&);
   /// Steps from the last to the first.
   void (*backward)(const Context&, const BackwardScan&);
+  /// Whether `forward` of these dimensions takes x in place of W x; null: never.
+  bool (*takes_input)(const Context&, const Dims&) = nullptr;
   const LevelKernels* levels = nullptr;  // or null: levels are taken one after the other
 };
 

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -155,6 +156,26 @@ TEST(MatrixPlan, PredictsMoreTimeForMoreWork) {
   }
 }
 
+TEST(MatrixPlan, TakesShortInputsItself) {
+  for (const int bytes : {2, 4}) {
+    MatrixTileProblem p = problem(50, 8192, bytes);
+    p.input = 50;
+    // In float32 the products alone take as long as cuBLAS's.
+    EXPECT_EQ(cuda::matrix_input_plan(p).take, bytes == 2);
+    EXPECT_TRUE(cuda::matrix_input_plan(p, -1, 1).take);
+    EXPECT_FALSE(cuda::matrix_input_plan(p, 0).take);
+    EXPECT_FALSE(cuda::matrix_input_plan(p, -1, 0).take);
+    p.rows = 100;
+    EXPECT_FALSE(cuda::matrix_input_plan(p).take);
+    EXPECT_TRUE(cuda::matrix_input_plan(p, 1, 1).take);
+    p.rows = 8192;
+    p.input = 200;
+    EXPECT_FALSE(cuda::matrix_input_plan(p).take);
+    p.input = 100000;  // no room
+    EXPECT_FALSE(cuda::matrix_input_plan(p, 1, 1).take);
+  }
+}
+
 // ---- the scans ---------------------------------------------------------------------------------
 
 /// The cells that such tiles are for, with each activation.
@@ -300,6 +321,85 @@ TEST_P(RecurrentMatrix, RowsDoNotDependOnTheBatch) {
         EXPECT_EQ(alone.dc0, only(together.dc0, 1, s.hidden)) << s.words();
       }
     }
+  }
+}
+
+// Scans that take x themselves.
+class RecurrentMatrixInput : public RecurrentMatrix {
+ protected:
+  const Setting forced_input_{"PENSTOCK_CUDA_MATRIX_INPUT", "1"};
+};
+INSTANTIATE_TEST_SUITE_P(Backends, RecurrentMatrixInput, testing::ValuesIn(backend_names()),
+                         [](const auto& test) { return test.param; });
+
+TEST_P(RecurrentMatrixInput, AgreesWithReference) {
+  // D, H, rows, steps.
+  const std::int64_t sizes[][4] = {{1, 8, 16, 1},  {4, 20, 33, 4}, {50, 50, 21, 3}, {16, 33, 17, 2},
+                                   {33, 9, 40, 5}, {8, 1, 5, 3},   {72, 24, 18, 2}, {6, 64, 3, 2}};
+  int turn = 0;
+  for (RecurrentShape s : forms()) {
+    for (const auto& n : sizes) {
+      s.input = n[0], s.hidden = n[1], s.batch = n[2], s.steps = n[3];
+      s.direction = static_cast<Direction>(turn++ % 3);
+      s.lengths = turn % 2 == 0;
+      s.h0 = s.c0 = turn % 5 != 0;
+      s.recompute = turn % 4 == 0;
+      for (DataType dtype : kTypes) {
+        if (s.activation == Activation::kRelu && size_of(dtype) == 2) continue;
+        expect_reference(s, dtype, 49);
+      }
+    }
+  }
+}
+
+TEST_P(RecurrentMatrixInput, HasTheSameBitsOnEveryRun) {
+  for (RecurrentShape s : forms()) {
+    s.batch = 300, s.hidden = 20, s.input = 30, s.steps = 4;
+    for (DataType dtype : {DataType::kFloat32, DataType::kFloat16}) {
+      const RecurrentValues v = random_values(s, dtype, 50);
+      const RecurrentResults first = compute(ctx(), s, v, dtype);
+      EXPECT_TRUE(same_bits(compute(ctx(), s, v, dtype), first)) << s.words();
+    }
+  }
+}
+
+TEST_P(RecurrentMatrixInput, NeedsNoRoomForProducts) {
+  if (GetParam() == "cpu") GTEST_SKIP() << "of CUDA alone";
+  RecurrentShape s;
+  s.batch = 40, s.hidden = 24, s.steps = 5, s.input = 8;
+  const RecurrentValues v = random_values(s, DataType::kFloat32, 51);
+  RecurrentCall call(ctx(), s, v, DataType::kFloat32);
+  call.run_forward();
+  const RecurrentResults with = call.results();
+  call.forward.need_grad = false;
+  call.forward.reserve = TensorView();
+  const std::size_t bytes = call.forward_workspace_bytes();
+  {
+    const Setting apart("PENSTOCK_CUDA_MATRIX_INPUT", "0");
+    EXPECT_GT(call.forward_workspace_bytes(), bytes);
+  }
+  for (Array* a : {&call.y, &call.h_last}) a->set(Values(a->get().size(), NAN));
+  const Array workspace = Array::bytes(bytes);
+  call.forward.workspace = workspace.view();
+  call.run_forward();
+  EXPECT_TRUE(same_bits(call.results(), with));
+}
+
+// In the middle of an array, rows of x can be copied by no more than an element.
+TEST_P(RecurrentMatrixInput, MayBeginAnywhere) {
+  for (DataType dtype : kTypes) {
+    RecurrentShape s;
+    s.batch = 18, s.hidden = 10, s.input = 8, s.steps = 3;
+    const RecurrentValues v = random_values(s, dtype, 52);
+    RecurrentCall call(ctx(), s, v, dtype);
+    call.run_forward();
+    const Values expected = call.y.get();
+    Values shifted = {0.0};
+    shifted.insert(shifted.end(), v.x.begin(), v.x.end());
+    const Array longer(dtype, {static_cast<std::int64_t>(shifted.size())}, shifted);
+    call.forward_inputs.x.data = static_cast<char*>(longer.view().data) + size_of(dtype);
+    call.run_forward();
+    EXPECT_EQ(call.y.get(), expected) << name_of(dtype);
   }
 }
 
