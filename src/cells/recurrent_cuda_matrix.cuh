@@ -816,6 +816,12 @@ inline int matrix_setting(const char* name) {
   return text == nullptr ? -1 : std::atoi(text);
 }
 
+/// Whether these tiles are asked for (1), others are (0), or neither (-1).
+inline int matrix_wish() {
+  const RecurrentWish wish = recurrent_wish(std::getenv("PENSTOCK_CUDA_RECURRENT"));
+  return !wish.given ? -1 : wish.path == RecurrentPath::kMatrix ? 1 : 0;
+}
+
 /// `elements`: per step and unit of a row, through device memory.
 template <class Shape>
 MatrixTileProblem matrix_problem(const Context& ctx, const Dims& d, bool backward, int elements) {
@@ -838,7 +844,7 @@ MatrixTileProblem matrix_problem(const Context& ctx, const Dims& d, bool backwar
 }
 
 inline void report_matrix(const MatrixTileProblem& p, const MatrixTilePlan& plan) {
-  if (matrix_setting("PENSTOCK_CUDA_RECURRENT_PLAN") <= 0) return;
+  if (matrix_setting("PENSTOCK_CUDA_PLAN") <= 0) return;
   std::fprintf(stderr,
                "penstock: %d gates %s, %d bytes: H %lld, %lld rows, %lld steps: tiles on tensor "
                "cores%s %s: %d rows, %d warps, %lld bytes, predicted %.1f us\n",
@@ -857,9 +863,7 @@ bool takes_input(const Context& ctx, const Dims& d) {
   if (d.input < 1 || d.cut.rows() == 0 || d.cut.steps == 0) return false;
   MatrixTileProblem p = matrix_problem<Shape>(ctx, d, /*backward=*/false, Shape::kGates + 1);
   p.input = d.input;
-  return matrix_input_plan(p, matrix_setting("PENSTOCK_CUDA_MATRIX"),
-                           matrix_setting("PENSTOCK_CUDA_MATRIX_INPUT"))
-      .take;
+  return matrix_input_plan(p, matrix_wish(), matrix_setting("PENSTOCK_CUDA_MATRIX_INPUT")).take;
 }
 
 /// Bytes that rows of x can be copied by.
@@ -898,7 +902,7 @@ bool forward_by_matrix(const Context& ctx, const ForwardScan& a) {
                        (a.save ? Shape::kSaved : 0) + (keeps ? 1 : 0);
   MatrixTileProblem p = matrix_problem<Shape>(ctx, d, /*backward=*/false, elements);
   if (keeps && Shape::kHasC) p.moved += 4.0;
-  int forced = matrix_setting("PENSTOCK_CUDA_MATRIX");
+  int forced = matrix_wish();
   if (a.x != nullptr) {
     // takes_input has said so.
     p.input = d.input;
@@ -926,7 +930,7 @@ bool backward_by_matrix(const Context& ctx, const BackwardScan& a) {
   const int elements = Shape::kSaved + 1 + (a.dy != nullptr ? 1 : 0) + Shape::kGradients;
   MatrixTileProblem p = matrix_problem<Shape>(ctx, d, /*backward=*/true, elements);
   if (Shape::kHasC) p.moved += 4.0;
-  const MatrixTilePlan plan = matrix_tile_plan(p, matrix_setting("PENSTOCK_CUDA_MATRIX"));
+  const MatrixTilePlan plan = matrix_tile_plan(p, matrix_wish());
   report_matrix(p, plan);
   if (!plan.take) return false;
   with_matrix_type(d.compute, [&](auto tag) {

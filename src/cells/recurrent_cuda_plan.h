@@ -4,11 +4,13 @@
 //   steps    a cuBLAS product and a kernel per step (recurrent_cuda.cuh); fits everything
 //   tile     a block takes a tile of rows through all steps, R in its shared memory
 //            (recurrent_cuda_tile.cuh)
+//   matrix   likewise, with products on tensor cores (recurrent_cuda_matrix.cuh)
 //   block    as tile, with R in registers first (recurrent_cuda_group.cuh)
 //   cluster  a cluster of blocks takes a tile of rows, each block with its units' part of R
 //   grid     likewise, blocks of a cooperative launch
 //
-// The choice is the path with the least predicted time, a function of the problem's shape and of
+// Where rows are many, the choice is matrix (recurrent_cuda_matrix_plan.h); else that of the others
+// with the least predicted time. It is a function of the problem's shape and of
 // the device alone, and so are the bits of a result. The constants are estimates for an H200: none
 // was measured on a GPU yet.
 #pragma once
@@ -22,10 +24,10 @@
 
 namespace penstock::cuda::mixing {
 
-enum class RecurrentPath { kSteps, kTile, kBlock, kCluster, kGrid };
+enum class RecurrentPath { kSteps, kTile, kMatrix, kBlock, kCluster, kGrid };
 
 inline const char* name_of(RecurrentPath path) {
-  constexpr const char* kNames[] = {"steps", "tile", "block", "cluster", "grid"};
+  constexpr const char* kNames[] = {"steps", "tile", "matrix", "block", "cluster", "grid"};
   return kNames[static_cast<int>(path)];
 }
 
@@ -179,8 +181,8 @@ struct RecurrentPlan {
   std::int64_t shared_bytes = 0;  // of a block
 };
 
-/// What is asked for instead: "steps", "tile", "block", "cluster" or "grid", and then perhaps
-/// ":blocks" and ":rows" of a group. What cannot be is not done.
+/// What is asked for instead: "steps", "tile", "matrix", "block", "cluster" or "grid", and then
+/// perhaps ":blocks" and ":rows" of a group. What cannot be is not done.
 struct RecurrentWish {
   bool given = false;
   RecurrentPath path = RecurrentPath::kSteps;
@@ -192,8 +194,9 @@ inline RecurrentWish recurrent_wish(const char* text) {
   RecurrentWish wish;
   if (text == nullptr) return wish;
   const std::size_t length = std::strcspn(text, ":");
-  for (RecurrentPath path : {RecurrentPath::kSteps, RecurrentPath::kTile, RecurrentPath::kBlock,
-                             RecurrentPath::kCluster, RecurrentPath::kGrid}) {
+  for (RecurrentPath path :
+       {RecurrentPath::kSteps, RecurrentPath::kTile, RecurrentPath::kMatrix, RecurrentPath::kBlock,
+        RecurrentPath::kCluster, RecurrentPath::kGrid}) {
     const char* name = name_of(path);
     if (std::strlen(name) != length || std::strncmp(name, text, length) != 0) continue;
     wish.given = true;

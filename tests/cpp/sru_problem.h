@@ -8,22 +8,9 @@
 
 #include "array.h"
 #include "penstock/sru.h"
+#include "setting.h"
 
 namespace penstock::tests {
-
-/// An environment variable for the length of a scope.
-class Setting {
- public:
-  Setting(const char* name, const std::string& value) : name_(name) {
-    setenv(name, value.c_str(), 1);
-  }
-  ~Setting() { unsetenv(name_); }
-  Setting(const Setting&) = delete;
-  Setting& operator=(const Setting&) = delete;
-
- private:
-  const char* name_;
-};
 
 struct SruShape {
   std::int64_t steps = 5, batch = 3, input = 4, hidden = 6;

@@ -10,10 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "accuracy.h"
 #include "backends.h"
 #include "cells/recurrent_cuda_matrix_plan.h"
 #include "penstock/config.h"
 #include "recurrent_problem.h"
+#include "setting.h"
 
 namespace penstock::tests {
 namespace {
@@ -24,31 +26,6 @@ using cuda::MatrixTilePlan;
 using cuda::MatrixTileProblem;
 
 constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16};
-
-/// An environment variable for the length of a scope.
-class Setting {
- public:
-  Setting(const char* name, const std::string& value) : name_(name) {
-    const char* before = std::getenv(name);
-    given_ = before != nullptr;
-    if (given_) before_ = before;
-    setenv(name, value.c_str(), 1);
-  }
-  ~Setting() {
-    if (given_) {
-      setenv(name_, before_.c_str(), 1);
-    } else {
-      unsetenv(name_);
-    }
-  }
-  Setting(const Setting&) = delete;
-  Setting& operator=(const Setting&) = delete;
-
- private:
-  const char* name_;
-  bool given_ = false;
-  std::string before_;
-};
 
 bool same_bits(const RecurrentResults& a, const RecurrentResults& b) {
   for (const NamedResult& r : kRecurrentResults) {
@@ -203,7 +180,7 @@ class RecurrentMatrix : public BackendTest {
           << r.name << " " << name_of(dtype) << " " << s.words();
     }
   }
-  const Setting forced_{"PENSTOCK_CUDA_MATRIX", "1"};
+  const Setting forced_{"PENSTOCK_CUDA_RECURRENT", "matrix"};
 };
 INSTANTIATE_TEST_SUITE_P(Backends, RecurrentMatrix, testing::ValuesIn(backend_names()),
                          [](const auto& test) { return test.param; });
@@ -274,11 +251,11 @@ TEST_P(RecurrentMatrix, IsTakenForManyRowsByItself) {
   const RecurrentResults forced = compute(ctx(), s, v, DataType::kFloat32);
   RecurrentResults by_choice, never;
   {
-    const Setting choose("PENSTOCK_CUDA_MATRIX", "-1");
+    const Setting choose("PENSTOCK_CUDA_RECURRENT", "");
     by_choice = compute(ctx(), s, v, DataType::kFloat32);
   }
   {
-    const Setting off("PENSTOCK_CUDA_MATRIX", "0");
+    const Setting off("PENSTOCK_CUDA_RECURRENT", "tile");
     never = compute(ctx(), s, v, DataType::kFloat32);
   }
   EXPECT_TRUE(same_bits(by_choice, forced));

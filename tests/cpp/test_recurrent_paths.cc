@@ -12,6 +12,7 @@
 #include "cells/recurrent_cuda_plan.h"
 #include "penstock/config.h"
 #include "recurrent_problem.h"
+#include "setting.h"
 
 namespace penstock::tests {
 namespace {
@@ -23,20 +24,6 @@ using cuda::mixing::recurrent_wish;
 using cuda::mixing::RecurrentPath;
 using cuda::mixing::RecurrentPlan;
 using cuda::mixing::RecurrentProblem;
-
-/// An environment variable for the length of a scope.
-class Setting {
- public:
-  Setting(const char* name, const std::string& value) : name_(name) {
-    setenv(name, value.c_str(), 1);
-  }
-  ~Setting() { unsetenv(name_); }
-  Setting(const Setting&) = delete;
-  Setting& operator=(const Setting&) = delete;
-
- private:
-  const char* name_;
-};
 
 bool same_bits(const RecurrentResults& a, const RecurrentResults& b) {
   for (const NamedResult& r : kRecurrentResults) {

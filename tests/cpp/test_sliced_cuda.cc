@@ -11,6 +11,7 @@
 #include "backends.h"
 #include "cells/recurrent_cuda_levels_plan.h"
 #include "penstock/config.h"
+#include "setting.h"
 #include "sliced_problem.h"
 
 namespace penstock::tests {
@@ -23,20 +24,6 @@ using cuda::LevelsWish;
 
 constexpr const char* kVariable = "PENSTOCK_CUDA_LEVELS";
 constexpr const char* kWays[] = {"grid", "blocks"};
-
-/// An environment variable for the length of a scope.
-class Setting {
- public:
-  Setting(const char* name, const std::string& value) : name_(name) {
-    setenv(name, value.c_str(), 1);
-  }
-  ~Setting() { unsetenv(name_); }
-  Setting(const Setting&) = delete;
-  Setting& operator=(const Setting&) = delete;
-
- private:
-  const char* name_;
-};
 
 // ---- the choice
 // ----------------------------------------------------------------------------------
