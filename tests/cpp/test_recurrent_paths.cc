@@ -8,6 +8,7 @@
 #include <functional>
 #include <string>
 
+#include "accuracy.h"
 #include "backends.h"
 #include "cells/recurrent_cuda_plan.h"
 #include "penstock/config.h"
