@@ -781,6 +781,7 @@ int first_joint_level(const Context& ctx, const Level* levels, int count, bool b
   // With `recompute`, backward would need all levels' gates at a time.
   if (kernels == nullptr || (backward && levels[0].recompute)) return count;
   std::vector<Dims> dims;
+  dims.reserve(static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i) {
     dims.push_back(dims_of(ctx, levels[i]));
     if (dims.back().cut.entries() * dims.back().cut.batch == 0) return count;
@@ -816,6 +817,7 @@ class JointRuns {
   std::size_t bytes() const { return bytes_; }
   void forward(void* const* reserves, void* const* kept, bool from_input) const {
     std::vector<LevelForward> joint;
+    joint.reserve(runs_.size());
     for (const OneRun& run : runs_) {
       const std::size_t i = joint.size();
       joint.push_back(run.joint_level(reserves[i], kept[i], from_input && i == 0));
@@ -824,6 +826,7 @@ class JointRuns {
   }
   void backward(const void* const* reserves) {
     std::vector<LevelBackward> joint;
+    joint.reserve(runs_.size());
     for (const OneRun& run : runs_) joint.push_back(run.joint_level(reserves[joint.size()]));
     kernels_.backward(ctx_, joint.data(), static_cast<int>(joint.size()), scratch_);
     for (std::size_t i = runs_.size(); i-- > 0;) runs_[i].joint_finish(joint[i]);

@@ -33,7 +33,6 @@ struct LevelsProblem {
   bool from_input = true;  // the lowest one reads the sequence: its products W x are found before
   bool backward = false;
   bool independent = false;  // a sequence's result must not depend on how many there are
-  bool keeps = false;        // forward: with what backward reads
   std::int64_t batch = 0, dirs = 1;
   int gates = 1;
   int products = 1;  // of a step, one after the other
@@ -145,7 +144,8 @@ inline double apart(const LevelsProblem& p, int i) {
   // The biases' sums or the products' gradient of the input, the zero state or the gradient to
   // begin with, the steps, and converting or copying what comes out.
   double launches = 3.0 + (p.value_bytes == 2 ? 1.0 : 0.0);
-  if (!p.backward && p.keeps && i + 1 < p.count) launches += 1.0;
+  // Counted without gradients too, so that results do not depend on whether there are any.
+  if (!p.backward && i + 1 < p.count) launches += 1.0;
   if (i > 0 || !p.from_input) launches += 1.0;
   double time = launches * kLaunch;
   const std::int64_t work = rows * p.gates * s.hidden * s.hidden;
@@ -191,14 +191,15 @@ inline LevelsPlan levels_launch(const LevelsProblem& p, int first, bool grid) {
   }
   const std::int64_t waves = time::ceil_div(blocks, p.multiprocessors);
   double one = 0.0;
-  // Enough to bring the weights.
-  std::int64_t threads = 256;
+  std::int64_t threads = 32;
   for (int i = first; i < p.count; ++i) {
     const LevelShape& s = p.levels[i];
     if (s.steps > INT32_MAX || s.hidden > kLevelThreads) return plan;
     const std::int64_t rows =
         grid ? time::ceil_div(s.parts * p.batch * p.dirs, blocks) : s.parts * plan.sequences;
     LevelSplit& split = plan.split[i - first];
+    // Enough to bring the weights, whatever the number of rows.
+    threads = std::max(threads, std::min<std::int64_t>(256, p.gates * s.hidden * s.hidden / 16));
     const std::int64_t state_weights = level_state_weights(p, s);
     split.groups =
         level_groups(s.hidden, rows, p.shared_bytes - state_weights, level_step_values(p, s, 1));

@@ -27,7 +27,8 @@ using recurrent::LevelOutputs;
 /// A cell that can be sliced.
 struct SlicedCell {
   const char* name;
-  int gates;  // G of weight_ih, weight_hh and the biases
+  int gates;   // G of weight_ih, weight_hh and the biases
+  bool joint;  // recurrent::first_joint_level may be asked
   /// Check what is the cell's own in a level whose x has `input` features; H.
   std::int64_t (*check)(Checker&, const SlicedInputs&, const SlicedLevel&, const char* const* names,
                         std::int64_t input, int gates);
@@ -38,7 +39,6 @@ struct SlicedCell {
                   void* reserve);
   void (*backward)(const Context&, const Level&, const LevelGradients&, void* workspace,
                    const void* reserve);
-  bool joint = false;  // recurrent::first_joint_level may be asked
 };
 
 std::int64_t check_recurrent(Checker& check, const SlicedInputs& in, const SlicedLevel& level,
@@ -67,13 +67,13 @@ std::int64_t check_recurrent(Checker& check, const SlicedInputs& in, const Slice
 constexpr SlicedCell recurrent_cell(const char* name, int gates) {
   return {name,
           gates,
+          /*joint=*/true,
           &check_recurrent,
           &recurrent::level_reserve_bytes,
           &recurrent::level_forward_workspace_bytes,
           &recurrent::level_backward_workspace_bytes,
           &recurrent::level_forward,
-          &recurrent::level_backward,
-          /*joint=*/true};
+          &recurrent::level_backward};
 }
 
 // One line each.
@@ -81,8 +81,9 @@ constexpr SlicedCell kCells[] = {
     recurrent_cell("rnn", 1),
     recurrent_cell("gru", 3),
     recurrent_cell("lstm", 4),
-    {"sru", 0, &sru::check_level, &sru::level_reserve_bytes, &sru::level_forward_workspace_bytes,
-     &sru::level_backward_workspace_bytes, &sru::level_forward, &sru::level_backward},
+    {"sru", 0, /*joint=*/false, &sru::check_level, &sru::level_reserve_bytes,
+     &sru::level_forward_workspace_bytes, &sru::level_backward_workspace_bytes, &sru::level_forward,
+     &sru::level_backward},
 };
 
 const SlicedCell& cell_of(const Checker& check, const char* name) {
@@ -217,6 +218,7 @@ class Sliced {
   int first_joint(bool need_grad, bool backward) const {
     if (!cell_.joint) return count_;
     std::vector<Level> levels;
+    levels.reserve(static_cast<std::size_t>(count_));
     for (int i = 0; i < count_; ++i) levels.push_back(level(i, nullptr, need_grad));
     return recurrent::first_joint_level(ctx_, levels.data(), count_, backward);
   }
@@ -386,7 +388,7 @@ void sliced_forward(const Context& ctx, const SlicedForwardArgs& a) {
   }
   check.buffer("workspace", a.workspace, sliced.forward_workspace(a.need_grad), backend.alignment,
                /*written=*/true);
-  std::size_t offsets[kMostLevels], kept[kMostLevels];
+  std::size_t offsets[kMostLevels] = {}, kept[kMostLevels] = {};
   if (a.need_grad) {
     check.buffer("reserve", a.reserve, sliced.reserve(offsets, kept), kReserveAlignment,
                  /*written=*/true);
@@ -433,7 +435,7 @@ void sliced_backward(const Context& ctx, const SlicedBackwardArgs& a) {
                   {sliced.parts(i), sliced.batch(), sliced.width(i)}, "(s_i, B, dirs*H)");
     }
   }
-  std::size_t offsets[kMostLevels], kept[kMostLevels];
+  std::size_t offsets[kMostLevels] = {}, kept[kMostLevels] = {};
   check.buffer("reserve", a.reserve, sliced.reserve(offsets, kept), kReserveAlignment,
                /*written=*/false);
   check.required("dx", a.dx);

@@ -266,6 +266,14 @@ std::vector<SlicedShape> level_shapes() {
   apart.cell = Cell::kLstm;
   apart.direction = Direction::kBidirectional;
   all.push_back(apart);
+  SlicedShape tiles;  // several tiles of rows in a block, the last one not full
+  tiles.cell = Cell::kRnn;
+  tiles.slices = {4};
+  tiles.hidden = {150, 150};
+  tiles.doutputs = {true, true};
+  tiles.steps = 10, tiles.batch = 21;
+  tiles.lengths = true;
+  all.push_back(tiles);
   SlicedShape many;
   many.slices = {1, 2, 1, 1, 2, 1, 1, 2, 1, 1};
   many.hidden = {4, 5, 4, 3, 4, 6, 4, 3, 4, 2, 4};
