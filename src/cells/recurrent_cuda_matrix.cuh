@@ -63,7 +63,8 @@ __device__ __forceinline__ void multiply_blocks(Load&& load, const MatrixWeight<
   constexpr int kMore = kGates > 1 ? 0 : kWide ? 2 : 1;  // sums besides `sum`
   constexpr int kTogether = kMore == 1 ? 2 : 1;          // chunks
   float more[kMore + 1][kBlocks][kGates][4] = {};
-#pragma unroll(kTogether == 1 ? 2 : 1)
+  // As far as registers go.
+#pragma unroll(kGates > 1 || kTogether == 2 ? 1 : 2)
   for (int c = 0; c < depth; c += kTogether) {
 #pragma unroll
     for (int n = 0; n < kTogether; ++n) {
@@ -357,22 +358,45 @@ __device__ __forceinline__ void copy_input(const ForwardScan& a, const MatrixTil
   commit_copies();
 }
 
-/// Elements from a row's place in `Rows` to an item's first unit.
-__device__ __forceinline__ std::int64_t matrix_at(const Rows& r, const Dims& d, const TileRow& row,
-                                                  std::int64_t time, int unit) {
-  return (row.first + time * d.cut.batch) * r.row_stride + unit;
-}
 template <class S>
 __device__ __forceinline__ S* data_of(const Rows& r) {
   return static_cast<S*>(blockIdx.y == 0 ? r.data[0] : r.data[1]);
 }
-/// Index in (time, B, dirs·H); -1 outside.
-__device__ __forceinline__ std::int64_t matrix_y_index(const Dims& d, const TileRow& row,
-                                                       std::int64_t time, int unit) {
-  const std::int64_t at = row.first + (time - d.cut.shift) * d.cut.batch;
-  if (at < 0 || at >= d.cut.time * d.cut.batch) return -1;
-  return at * d.width() + static_cast<std::int64_t>(blockIdx.y) * d.hidden + unit;
-}
+/// The rows of an array at one step. Their numbers have 32 bits (fits_matrix), so that an address
+/// costs one multiplication.
+template <class S>
+struct StepRows {
+  S* first;
+  std::uint32_t stride;
+  __device__ __forceinline__ StepRows(const Rows& r, const Dims& d, std::int64_t time) {
+    first = data_of<S>(r);
+    if (first != nullptr) first += time * d.cut.batch * r.row_stride;
+    stride = static_cast<std::uint32_t>(r.row_stride);
+  }
+  __device__ __forceinline__ S* at(const TileRow& row, int unit) const {
+    return first + std::uint64_t{static_cast<std::uint32_t>(row.first)} * stride + unit;
+  }
+};
+/// Likewise of an array (time, B, dirs·H), or of null.
+template <class S>
+struct StepOutput {
+  S* first;
+  int before, rows;
+  std::uint32_t width;
+  __device__ __forceinline__ StepOutput(S* data, const Dims& d, std::int64_t time) {
+    first = data;
+    before = static_cast<int>((time - d.cut.shift) * d.cut.batch);
+    rows = static_cast<int>(d.cut.time * d.cut.batch);
+    width = static_cast<std::uint32_t>(d.width());
+  }
+  /// Null outside of the array.
+  __device__ __forceinline__ S* at(const TileRow& row, int hidden, int unit) const {
+    const int i = static_cast<int>(row.first) + before;
+    if (first == nullptr || i < 0 || i >= rows) return nullptr;
+    return first + std::uint64_t{static_cast<std::uint32_t>(i)} * width +
+           static_cast<int>(blockIdx.y) * hidden + unit;
+  }
+};
 
 /// An item's states from or to (rows, dirs·H) in memory.
 __device__ __forceinline__ std::int64_t matrix_state_at(const Dims& d, const MatrixTile& tile,
@@ -416,10 +440,10 @@ __device__ __forceinline__ void store_matrix_states(const Dims& d, const MatrixT
 // in, asked for an item ahead, so that the barrier and the product hide their latency, or where the
 // scan is given x, D of x per row and step instead, copied a step ahead in pieces of `piece` bytes;
 // y, h_prev (c_prev) and the saved gates out where asked for; two units at an access where they are
-// aligned (`pairs`). Shared memory: MatrixTile. Limits: what matrix_tile_plan finds room for;
-// 64-bit offsets. Invariants: as tile_forward_kernel; fragments of units that the cell does not
-// have are zeros, in R as in h. An infinite h is NaN in the products of float32. Launch:
-// launch_matrix.
+// aligned (`pairs`). Shared memory: MatrixTile. Limits: what matrix_tile_plan finds room for, and
+// fits_matrix; 64-bit offsets. Invariants: as tile_forward_kernel; fragments of units that the cell
+// does not have are zeros, in R as in h. An infinite h is NaN in the products of float32. Launch:
+// matrix_shape.
 template <class Family, class T>
 __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
     matrix_forward_kernel(ForwardScan a, const float* bias, MatrixTile tile, bool pairs,
@@ -458,7 +482,7 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
   const auto fetch = [&](int index, std::int64_t k) {
     if (takes_input || k >= steps) return;
     const MatrixItem item(tile, index, hidden);
-    const std::int64_t time = time_of(a, dir, k);
+    const StepRows<const T> gates(a.gates, d, time_of(a, dir, k));
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
@@ -467,10 +491,10 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
         const TileRow row = s.rows[item.row(j, half)];
         // Of a step that does not count, too: nobody looks at it.
         if (row.first < 0) continue;
-        const T* from = data_of<const T>(a.gates) + matrix_at(a.gates, d, row, time, item.unit);
+        const T* from = gates.at(row, item.unit);
 #pragma unroll
         for (int g = 0; g < kGates; ++g) {
-          wx[j][half][g] = load_two(from + g * d.hidden, pairs, item.second);
+          wx[j][half][g] = load_two(from + g * hidden, pairs, item.second);
         }
       }
     }
@@ -512,6 +536,9 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
   for (std::int64_t k = 0; k < steps; ++k) {
     const std::int64_t time = time_of(a, dir, k);
     const int now = static_cast<int>(k % 2);
+    const StepRows<T> gates(a.gates, d, time), h_kept(a.h_kept, d, time);
+    const StepRows<float> c_kept(a.c_kept, d, time);
+    const StepOutput<T> y(static_cast<T*>(a.y), d, time);
     copy(k + 1);
     for (int index = warp; index < items; index += tile.warps) {
       const MatrixItem item(tile, index, hidden);
@@ -545,30 +572,36 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
           for (int half = 0; half < 2; ++half) {
             const TileRow row = s.rows[item.row(j, half)];
             if (!item.active || row.first < 0) continue;
-            if (a.h_kept.data[0] != nullptr) {
+            if (h_kept.first != nullptr) {
               store_two(narrow<T>(h.v[half]), narrow<T>(h.v[half + 2]), pairs, item.second,
-                        data_of<T>(a.h_kept) + matrix_at(a.h_kept, d, row, time, item.unit));
+                        h_kept.at(row, item.unit));
               if constexpr (Shape::kHasC) {
-                store_two(c.v[half], c.v[half + 2], pairs, item.second,
-                          data_of<float>(a.c_kept) + matrix_at(a.c_kept, d, row, time, item.unit));
+                store_two(c.v[half], c.v[half + 2], pairs, item.second, c_kept.at(row, item.unit));
               }
             }
             FastFloat saved[2][kSaved] = {};
-            float y[2] = {};
-            if (row.begin <= time && time < row.end) {
+            float out[2] = {};
+            if (row.begin <= static_cast<int>(time) && static_cast<int>(time) < row.end) {
+              Packed<float, 2> biases[kBiases];
+#pragma unroll
+              for (int g = 0; g < kBiases; ++g) {
+                biases[g] =
+                    *reinterpret_cast<const Packed<float, 2>*>(s.bias + g * padded + item.unit);
+              }
 #pragma unroll
               for (int e = 0; e < 2; ++e) {
                 FastFloat x[kGates], r[kGates], b[kBiases], h_next, c_next;
 #pragma unroll
                 for (int g = 0; g < kGates; ++g) {
+                  // Where the tile takes x itself, this is zero.
                   x[g] = widen(wx[j][half][g].v[e]);
-                  if (takes_input) {
-                    x[g] = g < Family::kSplit ? 0.0f : apart[j][g - Family::kSplit][half * 2 + e];
+                  if (g >= Family::kSplit && takes_input) {
+                    x[g] = apart[j][g - Family::kSplit][half * 2 + e];
                   }
                   r[g] = sum[j][g][half * 2 + e];
                 }
 #pragma unroll
-                for (int g = 0; g < kBiases; ++g) b[g] = s.bias[g * padded + item.unit + e];
+                for (int g = 0; g < kBiases; ++g) b[g] = biases[g].v[e];
                 c_next = 0.0f;
                 cell.forward(x, r, b, FastFloat(h.v[half + 2 * e]), FastFloat(c.v[half + 2 * e]),
                              saved[e], &h_next, &c_next);
@@ -576,23 +609,19 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
                 const bool exists = e == 0 || item.second;
                 h.v[half + 2 * e] = exists ? h_next.v : 0.0f;
                 c.v[half + 2 * e] = exists ? c_next.v : 0.0f;
-                y[e] = h_next;
+                out[e] = h_next;
               }
             }
             if (a.save) {
-              T* to = data_of<T>(a.gates) + matrix_at(a.gates, d, row, time, item.unit);
+              T* to = gates.at(row, item.unit);
 #pragma unroll
               for (int g = 0; g < kSaved; ++g) {
                 store_two(narrow<T>(saved[0][g]), narrow<T>(saved[1][g]), pairs, item.second,
-                          to + g * d.hidden);
+                          to + g * hidden);
               }
             }
-            if (a.y != nullptr) {
-              const std::int64_t at = matrix_y_index(d, row, time, item.unit);
-              if (at >= 0) {
-                store_two(narrow<T>(y[0]), narrow<T>(y[1]), pairs, item.second,
-                          static_cast<T*>(a.y) + at);
-              }
+            if (T* to = y.at(row, hidden, item.unit)) {
+              store_two(narrow<T>(out[0]), narrow<T>(out[1]), pairs, item.second, to);
             }
           }
           keep(h, item, j, 1 - now);
@@ -655,6 +684,9 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
     if (k < 0) return;
     const MatrixItem item(tile, index, hidden);
     const std::int64_t time = time_of(a, dir, k);
+    const StepRows<const T> gates(a.gates, d, time), kept(a.h_kept, d, time);
+    const StepRows<const float> c_kept(a.c_kept, d, time);
+    const StepOutput<const T> gradient(static_cast<const T*>(a.dy), d, time);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
@@ -663,22 +695,17 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
         const TileRow row = s.rows[item.row(j, half)];
         // Of a step that does not count, too: nobody looks at it.
         if (row.first < 0) continue;
-        const T* from = data_of<const T>(a.gates) + matrix_at(a.gates, d, row, time, item.unit);
+        const T* from = gates.at(row, item.unit);
 #pragma unroll
         for (int g = 0; g < kSaved; ++g) {
-          saved[j][half][g] = load_two(from + g * d.hidden, pairs, item.second);
+          saved[j][half][g] = load_two(from + g * hidden, pairs, item.second);
         }
-        h_prev[j][half] =
-            load_two(data_of<const T>(a.h_kept) + matrix_at(a.h_kept, d, row, time, item.unit),
-                     pairs, item.second);
+        h_prev[j][half] = load_two(kept.at(row, item.unit), pairs, item.second);
         if constexpr (Shape::kHasC) {
-          c_prev[j][half] = load_two(
-              data_of<const float>(a.c_kept) + matrix_at(a.c_kept, d, row, time, item.unit), pairs,
-              item.second);
+          c_prev[j][half] = load_two(c_kept.at(row, item.unit), pairs, item.second);
         }
-        const std::int64_t at = a.dy == nullptr ? -1 : matrix_y_index(d, row, time, item.unit);
-        dy[j][half] = at < 0 ? Packed<T, 2>{}
-                             : load_two(static_cast<const T*>(a.dy) + at, pairs, item.second);
+        const T* of_y = gradient.at(row, hidden, item.unit);
+        dy[j][half] = of_y == nullptr ? Packed<T, 2>{} : load_two(of_y, pairs, item.second);
       }
     }
   };
@@ -696,6 +723,7 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
 
   for (std::int64_t k = steps - 1; k >= 0; --k) {
     const std::int64_t time = time_of(a, dir, k);
+    const StepRows<T> dgates(a.dgates, d, time);
     const int buffer = tile.buffers == 2 ? static_cast<int>(k % 2) : 0;
     for (int index = warp; index < items; index += tile.warps) {
       const MatrixItem item(tile, index, hidden);
@@ -711,7 +739,7 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
             const TileRow row = s.rows[item.row(j, half)];
             if (!item.active || row.first < 0) continue;
             FastFloat gradients[2][kGradients] = {};
-            if (row.begin <= time && time < row.end) {
+            if (row.begin <= static_cast<int>(time) && static_cast<int>(time) < row.end) {
 #pragma unroll
               for (int e = 0; e < 2; ++e) {
                 if (e == 1 && !item.second) continue;
@@ -726,11 +754,11 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
                 dc.v[half + 2 * e] = dc_prev;
               }
             }
-            T* to = data_of<T>(a.dgates) + matrix_at(a.dgates, d, row, time, item.unit);
+            T* to = dgates.at(row, item.unit);
 #pragma unroll
             for (int g = 0; g < kGradients; ++g) {
               store_two(narrow<T>(gradients[0][g]), narrow<T>(gradients[1][g]), pairs, item.second,
-                        to + g * d.hidden);
+                        to + g * hidden);
             }
 #pragma unroll
             for (int g = 0; g < kGates; ++g) {
@@ -786,6 +814,11 @@ __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
 
 // ---- launches ----------------------------------------------------------------------------------
 
+/// Whether rows over all steps have numbers of 32 bits.
+inline bool fits_matrix(const Dims& d) {
+  return d.cut.entries() * d.cut.batch <= INT32_MAX && d.cut.time * d.cut.batch <= INT32_MAX;
+}
+
 /// Whether the scan is of all parts and steps, and its rows of parts follow each other.
 inline bool whole_scan(const Scan& a) {
   const Dims& d = a.dims;
@@ -793,8 +826,8 @@ inline bool whole_scan(const Scan& a) {
     return r.data[0] == nullptr || d.cut.parts == 1 || r.part_rows == d.cut.steps * d.cut.batch;
   };
   return a.part_begin == 0 && a.part_end == d.cut.parts && a.step_begin == 0 &&
-         a.step_end == d.cut.steps && d.cut.steps <= INT32_MAX && whole(a.gates) &&
-         whole(a.h_kept) && whole(a.c_kept);
+         a.step_end == d.cut.steps && fits_matrix(d) && whole(a.gates) && whole(a.h_kept) &&
+         whole(a.c_kept);
 }
 
 /// Whether two neighbouring units of these arrays of T are always an aligned pair.
@@ -860,7 +893,7 @@ inline void report_matrix(const MatrixTileProblem& p, const MatrixTilePlan& plan
 template <class Family>
 bool takes_input(const Context& ctx, const Dims& d) {
   using Shape = typename Family::Shape;
-  if (d.input < 1 || d.cut.rows() == 0 || d.cut.steps == 0) return false;
+  if (d.input < 1 || d.cut.rows() == 0 || d.cut.steps == 0 || !fits_matrix(d)) return false;
   MatrixTileProblem p = matrix_problem<Shape>(ctx, d, /*backward=*/false, Shape::kGates + 1);
   p.input = d.input;
   return matrix_input_plan(p, matrix_wish(), matrix_setting("PENSTOCK_CUDA_MATRIX_INPUT")).take;
