@@ -8,7 +8,7 @@
 // a (row, unit) come together in one thread, which does the cell for 4 or 8 of them. What is
 // multiplied, h or the gates' gradients, lies in shared memory in the order in which a product's
 // lanes hold it, a fragment: a thread leaves its values where the others read them with one load of
-// 16 bytes, without bank conflicts, and so does R.
+// 16 bytes, without bank conflicts. R lies there likewise.
 //
 // A sum runs over the units in an order that depends on H alone, so a row's result depends on
 // nothing but the row.

@@ -124,7 +124,7 @@ inline double matrix_step_nanoseconds(const MatrixTileProblem& p, const MatrixTi
   // Multiply-adds, at about 60 % of what the instruction can do; of float32, three products.
   const double multiplied_per_ns = p.value_bytes == 4 ? 200.0 : 1000.0;
   constexpr double kInstructionsPerNs = 160.0;  // of all threads
-  const double cell = 40.0 + 30.0 * p.gates;    // instructions per unit of a row
+  const double cell = 25.0 + 25.0 * p.gates;    // instructions per unit of a row
   constexpr double kWait = 600.0;               // a barrier, a product's and a cell's latency
   const double rows = static_cast<double>(tiles) * t.row_blocks * kMatrixRows;
   const double units = static_cast<double>(t.unit_blocks) * kMatrixUnits;
