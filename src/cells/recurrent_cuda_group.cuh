@@ -765,7 +765,10 @@ RecurrentPlan choose_for(const Context& ctx, const Dims& d, RecurrentProblem p, 
   for (;;) {
     RecurrentPlan plan = choose(p);
     if (plan.path < RecurrentPath::kBlock) return plan;
-    const int groups = resident_groups(ctx, d, name, kernel, plan);
+    RecurrentPlan asked = plan;
+    // What is possible must not depend on the number of rows either.
+    if (p.independent) asked.shared_bytes = p.shared_bytes;
+    const int groups = resident_groups(ctx, d, name, kernel, asked);
     if (groups > 0) {
       if (plan.path == RecurrentPath::kGrid) plan.groups = std::min(plan.groups, groups);
       return plan;
