@@ -322,6 +322,7 @@ SlicedResults compute(const Context& ctx, const SlicedShape& s, const SlicedValu
 // The products of the stand-in for cuBLAS sum in the order of the launch's own. What 16-bit types
 // round between levels backward, the launch does not.
 TEST_P(SlicedLevels, HaveTheBitsOfLevelsApart) {
+  const Setting steps("PENSTOCK_CUDA_RECURRENT", "tile");  // as in the launch
   const bool exact = GetParam() == "cuda_emulated";
   for (const SlicedShape& s : level_shapes()) {
     for (DataType dtype : {DataType::kFloat32, DataType::kBFloat16}) {
