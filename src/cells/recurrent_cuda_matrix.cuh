@@ -876,15 +876,17 @@ MatrixTileProblem matrix_problem(const Context& ctx, const Dims& d, bool backwar
   return p;
 }
 
+/// As `report`, of a scan that these tiles take.
 inline void report_matrix(const MatrixTileProblem& p, const MatrixTilePlan& plan) {
-  if (matrix_setting("PENSTOCK_CUDA_PLAN") <= 0) return;
+  if (!plan.take || matrix_setting("PENSTOCK_CUDA_PLAN") <= 0) return;
   std::fprintf(stderr,
-               "penstock: %d gates %s, %d bytes: H %lld, %lld rows, %lld steps: tiles on tensor "
-               "cores%s %s: %d rows, %d warps, %lld bytes, predicted %.1f us\n",
-               p.gates, p.backward ? "backward" : "forward", p.value_bytes,
-               static_cast<long long>(p.hidden), static_cast<long long>(p.rows * p.dirs),
-               static_cast<long long>(p.steps), p.input > 0 ? ", which take x," : "",
-               plan.take ? "taken" : "not taken", plan.tile.row_blocks * kMatrixRows,
+               "penstock: recurrent %s, %d gates, %d bytes: %lld rows, %lld steps, H %lld, %d "
+               "multiprocessors: matrix of %d rows%s, %d warps, %lld bytes of shared memory, "
+               "predicted %.1f us\n",
+               p.backward ? "backward" : "forward", p.gates, p.value_bytes,
+               static_cast<long long>(p.rows * p.dirs), static_cast<long long>(p.steps),
+               static_cast<long long>(p.hidden), p.multiprocessors,
+               plan.tile.row_blocks * kMatrixRows, p.input > 0 ? " that takes x" : "",
                plan.tile.warps, static_cast<long long>(plan.tile.shared_bytes),
                plan.nanoseconds * 1e-3);
 }
