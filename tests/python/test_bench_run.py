@@ -254,7 +254,9 @@ def test_measuring_takes_turns_and_marks_those_with_few_rounds(
     assert times["a"]["rounds"] == times["b"]["rounds"] >= 5
     timed = order[order.index("slow") :]
     assert timed.index("b") < len(timed) - 1 - timed[::-1].index("a")  # in turn, not one by one
+    order.clear()
     times, _ = timing.measure({"a": takes("a", 100.0)}, budget=1.0)
+    assert order == ["a"]
     assert times["a"]["rounds"] == 1
     assert times["a"]["low"] == times["a"]["ms"] == times["a"]["high"]
 

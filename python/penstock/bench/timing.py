@@ -23,8 +23,9 @@ FEWEST_ROUNDS = 3
 #: that the next contender needs.
 SETTLE_SECONDS = 0.03
 #: Calls that take longer are not warmed up again at their turn, for the time that it takes. Shorter
-#: ones are: others' arrays have taken the place of this one's.
-LONG_SECONDS = 1.0
+#: ones are: others' arrays have taken the place of this one's in the caches, which a long call fills
+#: again in a thousandth of its time.
+LONG_SECONDS = 0.2
 #: Systems account for running threads only every few milliseconds.
 _SLEEP_SECONDS = 0.015
 
@@ -111,6 +112,8 @@ def measure(
             times.wanted = max(FEWEST_ROUNDS, int(PATIENCE * budget / seconds))
         if FEWEST_ROUNDS * seconds > 4 * PATIENCE * budget:
             times.wanted = 1
+            if flush is None and seconds >= LONG_SECONDS:
+                times.samples.append(seconds * 1e3)  # the call just made
         found[name] = times
     start = time.perf_counter()
     busy, own = busy_seconds(), own_seconds()
