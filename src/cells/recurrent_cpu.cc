@@ -151,6 +151,7 @@ std::size_t scratch_bytes(const Dims& d, const RecurrentVariant& v, bool forward
 }
 
 void prepare(const Context& ctx, const Scan& s, const RecurrentVariant& v, bool forward) {
+  if (products_of(s.dims, forward) == Products::kRead) return;
   const RecurrentSteps& steps = steps_of(s.dims, v);
   constexpr std::int64_t kShares = 8;
   const double work = static_cast<double>(s.dims.hidden * s.dims.hidden * s.dims.dirs * 32);

@@ -28,6 +28,32 @@ void relax() {
 #endif
 }
 
+/// The processor that this thread runs on; -1 where the system does not say.
+int this_processor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+/// Have the calling thread run on another processor than this one from here on; whether there is
+/// one that it may run on. What it may run on stays the same.
+bool leave_processor(int processor) {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return false;
+  cpu_set_t others = allowed;
+  CPU_CLR(processor, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return false;
+  sched_setaffinity(0, sizeof allowed, &allowed);
+  return true;
+#else
+  (void)processor;
+  return false;
+#endif
+}
+
 // A worker that has just finished looks for the next job this long before it sleeps: the phases of
 // one operation, and the operations of one network, follow each other closely, and waking a
 // sleeping thread takes longer than that.
@@ -72,6 +98,7 @@ class Pool {
       next_.store(0, std::memory_order_relaxed);
       error_ = nullptr;
       wanted_ = helpers;
+      processor_ = this_processor();
       generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
@@ -82,9 +109,10 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       wanted_ = 0;
     }
-    if (!spin([this] { return active_.load(std::memory_order_acquire) == 0; })) {
+    const auto done = [this] { return active_.load(std::memory_order_acquire) == 0; };
+    if (!spin(done)) {
       std::unique_lock<std::mutex> lock(mutex_);
-      done_.wait(lock, [this] { return active_.load(std::memory_order_acquire) == 0; });
+      done_.wait(lock, done);
     }
     if (error_ != nullptr) std::rethrow_exception(error_);
   }
@@ -116,6 +144,7 @@ class Pool {
   void* user_ = nullptr;
   int wanted_ = 0;
   int workers_ = 0;
+  int processor_ = -1;  // the caller's
   std::exception_ptr error_;
 };
 
@@ -124,12 +153,23 @@ thread_local bool inside_item = false;
 void Pool::work(int id) {
   inside_item = true;
   std::uint64_t seen = 0;
+  bool beside = false;  // on the caller's processor, for want of another
   for (;;) {
-    spin([&] { return generation_.load(std::memory_order_acquire) != seen; });
+    if (!beside) spin([&] { return generation_.load(std::memory_order_acquire) != seen; });
     bool mine = false;
     {
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+      // Systems wake threads beside the one that wakes them, and may leave them there for tens of
+      // milliseconds, where they only take the caller's time: most of all those that wait in a
+      // loop.
+      if (const int taken = processor_; taken >= 0 && taken == this_processor()) {
+        lock.unlock();
+        beside = !leave_processor(taken);
+        lock.lock();
+      } else {
+        beside = false;
+      }
       seen = generation_.load(std::memory_order_relaxed);
       mine = id < wanted_;
       if (mine) active_.fetch_add(1, std::memory_order_relaxed);
