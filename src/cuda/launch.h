@@ -80,12 +80,16 @@ inline LaunchShape grid_stride(std::int64_t n, int threads) {
 /// More dynamic shared memory than this must be asked for, kernel by kernel.
 constexpr std::size_t kSharedBytesOfEveryKernel = 48 * 1024;
 
+/// Asks for all that a block can have, not for what one launch needs: it is a property of the
+/// kernel on its device, and another thread may be about to launch the same kernel with more.
 template <class... Parameters>
 void allow_shared_bytes(const char* name, void (*kernel)(Parameters...), std::size_t bytes) {
   if (bytes <= kSharedBytesOfEveryKernel) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
-        name);
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "cudaDeviceGetAttribute");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
 }
 
 /// Blocks of a kernel that the current device runs at the same time: the most that a cooperative

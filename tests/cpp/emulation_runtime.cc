@@ -70,6 +70,13 @@ TEST(EmulatedRuntime, MoreSharedMemoryMustBeAskedFor) {
   cudaGetLastError();
 }
 
+TEST(EmulatedRuntime, AnotherThreadsSmallerLaunchTakesNoSharedMemoryAway) {
+  const DeviceArray<float> value(std::vector<float>{0.0f});
+  cuda::allow_shared_bytes("other", other_kernel, 200 * 1024);
+  cuda::allow_shared_bytes("other", other_kernel, 64 * 1024);  // by a thread that comes between
+  EXPECT_EQ(launch_raw(other_kernel, value.data(), nullptr, dim3(), 200 * 1024), cudaSuccess);
+}
+
 TEST(EmulatedRuntime, ClusterSizes) {
   const DeviceArray<float> value(std::vector<float>{0.0f});
   const auto with = [&](dim3 cluster, dim3 grid) {
