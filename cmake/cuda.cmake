@@ -12,7 +12,7 @@ set(PENSTOCK_CUDA_ROOT "$ENV{PENSTOCK_CUDA_ROOT}" CACHE PATH "CUDA toolkit to bu
 set(PENSTOCK_CUDA_ARCHITECTURES "80-real;90-real;90-virtual" CACHE STRING
     "Architectures: NN-real is machine code, NN-virtual PTX that newer devices translate")
 set(PENSTOCK_CUDA_FLAGS "" CACHE STRING "More flags for nvcc")
-set(PENSTOCK_CUDA_SOURCES cuda_backend convert gemm graphs sum_rows)
+set(PENSTOCK_CUDA_SOURCES cuda_backend convert device gemm graphs sum_rows)
 set(PENSTOCK_CUDA_FOUND FALSE)
 
 # find_program without an entry in the cache: what is found may be gone at the next configuration.

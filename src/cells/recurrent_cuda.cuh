@@ -48,6 +48,16 @@ inline Plan plan(const Dims& d) {
 
 inline bool empty(const Scan& a) { return a.dims.cut.rows() == 0 || a.step_end == a.step_begin; }
 
+/// Whether a scan is over all parts and steps, and its arrays have no gaps between parts.
+inline bool is_whole(const Scan& a) {
+  const recurrent::Cut& cut = a.dims.cut;
+  const auto whole = [&](const Rows& r) {
+    return r.data[0] == nullptr || cut.parts == 1 || r.part_rows == cut.steps * cut.batch;
+  };
+  return a.part_begin == 0 && a.part_end == cut.parts && a.step_begin == 0 &&
+         a.step_end == cut.steps && whole(a.gates) && whole(a.h_kept) && whole(a.c_kept);
+}
+
 // ---- places ------------------------------------------------------------------------------------
 
 /// One unit of one row in one direction.

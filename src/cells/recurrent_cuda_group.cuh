@@ -819,32 +819,31 @@ bool with_group_type(DataType dtype, F&& f) {
   return true;
 }
 
-template <class Family>
-RecurrentPlan forward_plan(const Context& ctx, const ForwardScan& a) {
-  const RecurrentProblem p = problem_of(ctx, a, Family::Shape::kGates, /*backward=*/false);
+/// `kernel`: from a TypeTag<T>, the kernel that groups would run.
+template <class Kernel>
+RecurrentPlan plan_of(const Context& ctx, const Scan& a, int gates, bool backward, Kernel kernel) {
+  const RecurrentProblem p = problem_of(ctx, a, gates, backward);
   RecurrentPlan plan;
-  if (!with_group_type(a.dims.compute, [&](auto tag) {
-        using T = typename decltype(tag)::type;
-        plan = choose_for(ctx, a.dims, p, "group_forward", group_forward_kernel<Family, T>);
-      })) {
-    plan = choose(p);
-  }
+  const bool possible = with_group_type(a.dims.compute, [&](auto tag) {
+    plan = choose_for(ctx, a.dims, p, backward ? "group_backward" : "group_forward", kernel(tag));
+  });
+  if (!possible) plan = choose(p);
   report(p, plan);
   return plan;
 }
 
 template <class Family>
-RecurrentPlan backward_plan(const Context& ctx, const BackwardScan& a) {
-  const RecurrentProblem p = problem_of(ctx, a, Family::Shape::kGates, /*backward=*/true);
-  RecurrentPlan plan;
-  if (!with_group_type(a.dims.compute, [&](auto tag) {
-        using T = typename decltype(tag)::type;
-        plan = choose_for(ctx, a.dims, p, "group_backward", group_backward_kernel<Family, T>);
-      })) {
-    plan = choose(p);
-  }
-  report(p, plan);
-  return plan;
+RecurrentPlan plan_of(const Context& ctx, const ForwardScan& a) {
+  return plan_of(ctx, a, Family::Shape::kGates, /*backward=*/false, [](auto tag) {
+    return &group_forward_kernel<Family, typename decltype(tag)::type>;
+  });
+}
+
+template <class Family>
+RecurrentPlan plan_of(const Context& ctx, const BackwardScan& a) {
+  return plan_of(ctx, a, Family::Shape::kGates, /*backward=*/true, [](auto tag) {
+    return &group_backward_kernel<Family, typename decltype(tag)::type>;
+  });
 }
 
 template <class Family>

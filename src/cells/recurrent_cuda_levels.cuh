@@ -20,6 +20,8 @@
 #include "cells/recurrent_cuda_levels_plan.h"
 #include "cells/recurrent_cuda_tile.cuh"
 #include "cuda/barriers.h"
+#include "cuda/device.h"
+#include "cuda/settings.h"
 #include "penstock/config.h"
 
 namespace penstock::cuda::mixing {
@@ -430,7 +432,7 @@ LevelsProblem levels_problem(const Context& ctx, const Dims& d, const LevelShape
   p.products = Steps::kProducts;
   p.value_bytes = static_cast<int>(size_of(d.compute));
   p.shared_bytes = attribute(ctx, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  p.multiprocessors = static_cast<int>(attribute(ctx, cudaDevAttrMultiProcessorCount));
+  p.multiprocessors = attribute(ctx, cudaDevAttrMultiProcessorCount);
   return p;
 }
 
@@ -458,8 +460,7 @@ void with_levels(const Context& ctx, const Level* levels, int count, bool backwa
   p.from_input = from_input(levels[0]);
   const LevelsPlan plan = levels_launch(p, 0, levels_wish());
   if (plan.blocks == 0) throw Error(ErrorCode::kRuntime, "CUDA: levels that fit no launch");
-  const char* report = std::getenv("PENSTOCK_CUDA_PLAN");
-  if (report != nullptr && report[0] != '0') {
+  if (setting("PENSTOCK_CUDA_PLAN") != 0) {
     std::fprintf(stderr,
                  "penstock: %d levels at once, %s: %lld blocks of %d threads and %lld bytes, %s, "
                  "predicted %.1f us\n",

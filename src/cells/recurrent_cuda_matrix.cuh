@@ -20,8 +20,10 @@
 #include "cells/recurrent_cuda_matrix_plan.h"
 #include "cells/recurrent_cuda_tile.cuh"
 #include "cuda/async_copy.h"
+#include "cuda/device.h"
 #include "cuda/fast_float.h"
 #include "cuda/matrix.h"
+#include "cuda/settings.h"
 #include "penstock/config.h"
 
 namespace penstock::cuda::mixing {
@@ -442,8 +444,8 @@ __device__ __forceinline__ void store_matrix_states(const Dims& d, const MatrixT
 // y, h_prev (c_prev) and the saved gates out where asked for; two units at an access where they are
 // aligned (`pairs`). Shared memory: MatrixTile. Limits: what matrix_tile_plan finds room for, and
 // fits_matrix; 64-bit offsets. Invariants: as tile_forward_kernel; fragments of units that the cell
-// does not have are zeros, in R as in h. An infinite h is NaN in the products of float32. Launch:
-// matrix_shape.
+// does not have are zeros, in R as in h. An infinite h or weight is NaN in the products of float32.
+// Launch: matrix_shape.
 template <class Family, class T>
 __global__ void __launch_bounds__(kMatrixThreads<typename Family::Shape, T>, 1)
     matrix_forward_kernel(ForwardScan a, const float* bias, MatrixTile tile, bool pairs,
@@ -819,17 +821,6 @@ inline bool fits_matrix(const Dims& d) {
   return d.cut.entries() * d.cut.batch <= INT32_MAX && d.cut.time * d.cut.batch <= INT32_MAX;
 }
 
-/// Whether the scan is of all parts and steps, and its rows of parts follow each other.
-inline bool whole_scan(const Scan& a) {
-  const Dims& d = a.dims;
-  const auto whole = [&](const Rows& r) {
-    return r.data[0] == nullptr || d.cut.parts == 1 || r.part_rows == d.cut.steps * d.cut.batch;
-  };
-  return a.part_begin == 0 && a.part_end == d.cut.parts && a.step_begin == 0 &&
-         a.step_end == d.cut.steps && fits_matrix(d) && whole(a.gates) && whole(a.h_kept) &&
-         whole(a.c_kept);
-}
-
 /// Whether two neighbouring units of these arrays of T are always an aligned pair.
 template <class T>
 bool pairs_of(const Scan& a, const Rows& dgates, const void* y) {
@@ -842,11 +833,6 @@ bool pairs_of(const Scan& a, const Rows& dgates, const void* y) {
   }
   for (const void* p : a.c_kept.data) all = all && aligned(p, sizeof(float));
   return all;
-}
-
-inline int matrix_setting(const char* name) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? -1 : std::atoi(text);
 }
 
 /// Whether these tiles are asked for (1), others are (0), or neither (-1).
@@ -870,7 +856,7 @@ MatrixTileProblem matrix_problem(const Context& ctx, const Dims& d, bool backwar
   p.rows = d.cut.rows();
   p.steps = d.cut.steps;
   p.moved = elements * p.value_bytes;
-  p.multiprocessors = static_cast<int>(attribute(ctx, cudaDevAttrMultiProcessorCount));
+  p.multiprocessors = attribute(ctx, cudaDevAttrMultiProcessorCount);
   p.block_shared = attribute(ctx, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   p.total_shared = attribute(ctx, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   return p;
@@ -878,7 +864,7 @@ MatrixTileProblem matrix_problem(const Context& ctx, const Dims& d, bool backwar
 
 /// As `report`, of a scan that these tiles take.
 inline void report_matrix(const MatrixTileProblem& p, const MatrixTilePlan& plan) {
-  if (!plan.take || matrix_setting("PENSTOCK_CUDA_PLAN") <= 0) return;
+  if (!plan.take || setting("PENSTOCK_CUDA_PLAN") == 0) return;
   std::fprintf(stderr,
                "penstock: recurrent %s, %d gates, %d bytes: %lld rows, %lld steps, H %lld, %d "
                "multiprocessors: matrix of %d rows%s, %d warps, %lld bytes of shared memory, "
@@ -898,7 +884,7 @@ bool takes_input(const Context& ctx, const Dims& d) {
   if (d.input < 1 || d.cut.rows() == 0 || d.cut.steps == 0 || !fits_matrix(d)) return false;
   MatrixTileProblem p = matrix_problem<Shape>(ctx, d, /*backward=*/false, Shape::kGates + 1);
   p.input = d.input;
-  return matrix_input_plan(p, matrix_wish(), matrix_setting("PENSTOCK_CUDA_MATRIX_INPUT")).take;
+  return matrix_input_plan(p, matrix_wish(), setting("PENSTOCK_CUDA_MATRIX_INPUT", -1)).take;
 }
 
 /// Bytes that rows of x can be copied by.
@@ -931,7 +917,7 @@ template <class Family>
 bool forward_by_matrix(const Context& ctx, const ForwardScan& a) {
   using Shape = typename Family::Shape;
   const Dims& d = a.dims;
-  if (!whole_scan(a)) return false;
+  if (!is_whole(a) || !fits_matrix(d)) return false;
   const bool keeps = a.h_kept.data[0] != nullptr;
   const int elements = (a.x == nullptr ? Shape::kGates : 0) + (a.y != nullptr ? 1 : 0) +
                        (a.save ? Shape::kSaved : 0) + (keeps ? 1 : 0);
@@ -961,7 +947,7 @@ template <class Family>
 bool backward_by_matrix(const Context& ctx, const BackwardScan& a) {
   using Shape = typename Family::Shape;
   const Dims& d = a.dims;
-  if (!whole_scan(a)) return false;
+  if (!is_whole(a) || !fits_matrix(d)) return false;
   const int elements = Shape::kSaved + 1 + (a.dy != nullptr ? 1 : 0) + Shape::kGradients;
   MatrixTileProblem p = matrix_problem<Shape>(ctx, d, /*backward=*/true, elements);
   if (Shape::kHasC) p.moved += 4.0;

@@ -31,7 +31,8 @@ void forward(const Context& ctx, const ForwardScan& a) {
   if (empty(a)) return;
   const DeviceGuard guard(ctx);
   if (forward_by_matrix<Family>(ctx, a)) return;
-  const RecurrentPlan plan = forward_plan<Family>(ctx, a);
+  if (a.x != nullptr) throw Error(ErrorCode::kRuntime, "CUDA: a scan that takes x fits no tile");
+  const RecurrentPlan plan = plan_of<Family>(ctx, a);
   if (plan.path >= RecurrentPath::kBlock) return forward_by_group<Family>(ctx, a, plan);
   if (plan.path == RecurrentPath::kTile) return forward_by_tiles<Family>(ctx, a, plan);
   forward_by_steps<Family>(ctx, a);
@@ -42,7 +43,7 @@ void backward(const Context& ctx, const BackwardScan& a) {
   if (empty(a)) return;
   const DeviceGuard guard(ctx);
   if (backward_by_matrix<Family>(ctx, a)) return;
-  const RecurrentPlan plan = backward_plan<Family>(ctx, a);
+  const RecurrentPlan plan = plan_of<Family>(ctx, a);
   if (plan.path >= RecurrentPath::kBlock) return backward_by_group<Family>(ctx, a, plan);
   if (plan.path == RecurrentPath::kTile) return backward_by_tiles<Family>(ctx, a, plan);
   backward_by_steps<Family>(ctx, a);

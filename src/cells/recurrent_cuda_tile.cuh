@@ -13,6 +13,8 @@
 
 #include "cells/recurrent_cuda.cuh"
 #include "cells/recurrent_cuda_plan.h"
+#include "cuda/device.h"
+#include "cuda/settings.h"
 #include "penstock/config.h"
 
 namespace penstock::cuda::mixing {
@@ -28,36 +30,22 @@ struct alignas(16) TileRow {
 };
 static_assert(sizeof(TileRow) == kTileRowBytes, "as the planner counts them");
 
-inline std::int64_t attribute(const Context& ctx, cudaDeviceAttr which) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, which, ctx.device().index), "cudaDeviceGetAttribute");
-  return value;
-}
-
 /// A scan as the planner sees it.
 inline RecurrentProblem problem_of(const Context& ctx, const Scan& a, int gates, bool backward) {
   const Dims& d = a.dims;
-  const std::int64_t part_rows = d.cut.steps * d.cut.batch;
-  const auto whole = [&](const Rows& r) {
-    return r.data[0] == nullptr || d.cut.parts == 1 || r.part_rows == part_rows;
-  };
   RecurrentProblem p;
   p.backward = backward;
   p.independent = batch_invariant();
-  p.whole = a.part_begin == 0 && a.step_begin == 0 && a.step_end == d.cut.steps && whole(a.gates) &&
-            whole(a.h_kept) && whole(a.c_kept);
+  p.whole = is_whole(a);
   p.rows = d.cut.rows();
   p.steps = d.cut.steps;
   p.hidden = d.hidden;
   p.dirs = static_cast<int>(d.dirs);
   p.gates = gates;
   p.value_bytes = static_cast<int>(size_of(d.compute));
-  p.multiprocessors = static_cast<int>(attribute(ctx, cudaDevAttrMultiProcessorCount));
+  p.multiprocessors = attribute(ctx, cudaDevAttrMultiProcessorCount);
   p.shared_bytes = attribute(ctx, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  p.most_cluster = attribute(ctx, cudaDevAttrComputeCapabilityMajor) >= 9 &&
-                           attribute(ctx, cudaDevAttrClusterLaunch) != 0
-                       ? 16
-                       : 1;
+  p.most_cluster = capability(ctx) >= 90 && attribute(ctx, cudaDevAttrClusterLaunch) != 0 ? 16 : 1;
   p.cooperative = attribute(ctx, cudaDevAttrCooperativeLaunch) != 0;
   return p;
 }
@@ -69,8 +57,7 @@ inline RecurrentPlan choose(const RecurrentProblem& p) {
 
 /// Say on stderr what was chosen, where PENSTOCK_CUDA_PLAN asks for it.
 inline void report(const RecurrentProblem& p, const RecurrentPlan& plan) {
-  const char* text = std::getenv("PENSTOCK_CUDA_PLAN");
-  if (text == nullptr || std::atoi(text) == 0) return;
+  if (setting("PENSTOCK_CUDA_PLAN") == 0) return;
   std::fprintf(stderr,
                "penstock: recurrent %s, %d gates, %d bytes: %lld rows, %lld steps, H %lld, %d "
                "multiprocessors: %s",

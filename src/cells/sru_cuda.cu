@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <type_traits>
 
 #include "cells/sru_cell.h"
@@ -22,8 +21,10 @@
 #include "cells/sru_cuda_ring.cuh"
 #include "cells/sru_cuda_walk.cuh"
 #include "cells/sru_kernels.h"
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/numeric.h"
+#include "cuda/settings.h"
 #include "penstock/config.h"
 
 namespace penstock::cuda {
@@ -260,7 +261,7 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a, 
   const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
   S* state = static_cast<S*>(a.dc_state) + w.state_at;
   S dc = state_before<T>(a, chunks, i, chunk, state);
-  S dv_f = S(0), dv_r = S(0), db_f = S(0), db_r = S(0), dmask = S(0);
+  ParameterSums<T, 1> sums;
 
   Loaded<T> ahead[kAhead] = {};
   LoadedGradients<T> gradients_ahead[kAhead] = {};
@@ -290,36 +291,14 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kernel(BackwardScan a, 
       if (!now.padded) {
         out = sru_cell::backward<A, V>(inputs(w, now), w.parameters, c_prev, c, dh, dc, site);
         dc = out.dc_prev;
-        dv_f += out.du1 * V(c_prev);
-        dv_r += out.du2 * V(c_prev);
-        db_f += out.du1;
-        db_r += out.du2;
-        dmask += out.dmask;
+        sums.add(0, out, c_prev);
       }
-      T* at = du + k * w.u_step;
-      at[0] = narrow<T>(out.du0);
-      at[w.gate] = narrow<T>(out.du1);
-      at[2 * w.gate] = narrow<T>(out.du2);
-      if (dskip.first != nullptr) {
-        dskip.first[k * dskip.step] = narrow<T>(V(w.skip_scale) * out.dskip);
-      }
+      store_gradients(w, dskip, k, out, du + k * w.u_step);
       c = c_prev;
     }
   }
   if (chunk == chunks.count - 1) *state = dc;
-  // (4, chunks, parts·B, dirs·H)
-  const std::int64_t plane = a.dims.states() * a.dims.width();
-  S* sums = static_cast<S*>(a.dparams) + chunk * plane + w.state_at;
-  sums[0] += dv_f;
-  sums[chunks.count * plane] += dv_r;
-  sums[2 * chunks.count * plane] += db_f;
-  sums[3 * chunks.count * plane] += db_r;
-  if (a.dmask == nullptr) return;
-  if (chunks.count == 1) {
-    static_cast<S*>(a.dmask)[w.state_at] += dmask;
-  } else {
-    mask_sums<T>(a, chunks)[chunk * plane + w.state_at] = dmask;
-  }
+  sums.store(a, chunks, chunk, w);
 }
 
 /// What a step of the kernel below reads, and what it finds again.
@@ -355,7 +334,7 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kept_kernel(BackwardSca
   const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
   S* state = static_cast<S*>(a.dc_state) + w.state_at;
   S dc = *state, c = S(0);
-  S dv_f = S(0), dv_r = S(0), db_f = S(0), db_r = S(0), dmask = S(0);
+  ParameterSums<T, 1> sums;
 
   const std::int64_t keep = a.dims.keep;
   const S* kept = g.c;
@@ -390,30 +369,14 @@ __global__ void __launch_bounds__(kThreads) sru_backward_kept_kernel(BackwardSca
         out = sru_cell::backward_of_gate<AnyActivation, V>(
             activation, inputs(w, step.in), w.parameters, step.c_prev, c, step.f, dh, dc, site);
         dc = out.dc_prev;
-        dv_f += out.du1 * V(step.c_prev);
-        dv_r += out.du2 * V(step.c_prev);
-        db_f += out.du1;
-        db_r += out.du2;
-        dmask += out.dmask;
+        sums.add(0, out, step.c_prev);
       }
-      T* at = du + k * w.u_step;
-      at[0] = narrow<T>(out.du0);
-      at[w.gate] = narrow<T>(out.du1);
-      at[2 * w.gate] = narrow<T>(out.du2);
-      if (dskip.first != nullptr) {
-        dskip.first[k * dskip.step] = narrow<T>(V(w.skip_scale) * out.dskip);
-      }
+      store_gradients(w, dskip, k, out, du + k * w.u_step);
       c = step.c_prev;
     }
   }
   *state = dc;
-  const std::int64_t plane = a.dims.states() * a.dims.width();
-  S* sums = static_cast<S*>(a.dparams) + w.state_at;
-  sums[0] += dv_f;
-  sums[plane] += dv_r;
-  sums[2 * plane] += db_f;
-  sums[3 * plane] += db_r;
-  if (a.dmask != nullptr) static_cast<S*>(a.dmask)[w.state_at] += dmask;
+  sums.store(a, whole, 0, w);
 }
 
 // dmask from the chunks' sums, in their order.
@@ -491,17 +454,6 @@ void for_type_and_activation(const Scan& a, F&& f) {
         return f(tag, std::integral_constant<Activation, Activation::kRelu>{});
     }
   });
-}
-
-int setting(const char* name, int otherwise = 0) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::atoi(text);
-}
-
-int attribute(const Context& ctx, cudaDeviceAttr which) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, which, ctx.device().index), "cudaDeviceGetAttribute");
-  return value;
 }
 
 /// Whether rows of so many channels fit a ring: they begin at multiples of 16 bytes, and as blocks
@@ -598,8 +550,7 @@ RingShape ring_of(const Context& ctx, const Scan& a, const Chunks& chunks, int s
                          attribute(ctx, cudaDevAttrMaxSharedMemoryPerMultiprocessor),
                          attribute(ctx, cudaDevAttrMultiProcessorCount));
     }
-    ring.bulk = attribute(ctx, cudaDevAttrComputeCapabilityMajor) >= 9 &&
-                setting("PENSTOCK_CUDA_BULK_COPY", 1) != 0;
+    ring.bulk = capability(ctx) >= 90 && setting("PENSTOCK_CUDA_BULK_COPY", 1) != 0;
     *shape = one_thread_each(rows * tiles, 1);
     shape->block = dim3(ring.threads());
     shape->grid.y = static_cast<unsigned>(chunks.count);

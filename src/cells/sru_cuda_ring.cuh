@@ -466,40 +466,6 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
   }
 }
 
-/// What a thread of a backward scan sums up over time, for each of its channels.
-template <class T, int W = kRingWidth<T>>
-struct RingSums {
-  using S = state_t<T>;
-  S dv_f[W] = {}, dv_r[W] = {}, db_f[W] = {}, db_r[W] = {}, dmask[W] = {};
-
-  __device__ __forceinline__ void add(int j, const sru_cell::Backward<Fast>& out, S c_prev) {
-    dv_f[j] += out.du1 * Fast(c_prev);
-    dv_r[j] += out.du2 * Fast(c_prev);
-    db_f[j] += out.du1;
-    db_r[j] += out.du2;
-    dmask[j] += out.dmask;
-  }
-  /// dparams is (4, chunks, parts·B, dirs·H).
-  __device__ __forceinline__ void store(const BackwardScan& a, const Chunks& chunks,
-                                        std::int64_t chunk, const Walk<T>& w) const {
-    const std::int64_t plane = a.dims.states() * a.dims.width();
-    S* sums = static_cast<S*>(a.dparams) + chunk * plane + w.state_at;
-#pragma unroll
-    for (int j = 0; j < W; ++j) {
-      sums[j] += dv_f[j];
-      sums[chunks.count * plane + j] += dv_r[j];
-      sums[2 * chunks.count * plane + j] += db_f[j];
-      sums[3 * chunks.count * plane + j] += db_r[j];
-      if (a.dmask == nullptr) continue;
-      if (chunks.count == 1) {
-        static_cast<S*>(a.dmask)[w.state_at + j] += dmask[j];
-      } else {
-        mask_sums<T>(a, chunks)[chunk * plane + w.state_at + j] = dmask[j];
-      }
-    }
-  }
-};
-
 /// Where a backward scan's thread writes a step's gradients.
 template <class T, int W = kRingWidth<T>>
 struct RingGradients {
@@ -554,7 +520,7 @@ __global__ void __launch_bounds__(kRingBlockThreads, kRingBlocks)
   if (!ring.start()) return;
 
   RingGradients<T> to(a, w, lane.active);
-  RingSums<T> sums;
+  ParameterSums<T, kRingWidth<T>> sums;
   const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
   S* state = static_cast<S*>(a.dc_state) + w.state_at;
   S dc[kWidth], dh_last[kWidth];
@@ -664,7 +630,7 @@ __global__ void __launch_bounds__(kRingBlockThreads, kKeptRingBlocks)
   if (!ring.start()) return;
 
   RingGradients<T, W> to(a, w, lane.active);
-  RingSums<T, W> sums;
+  ParameterSums<T, W> sums;
   const AnyActivation activation = {a.activation};
   const S site = a.mask_site == MaskSite::kOutput ? S(1) : S(0);
   S* state = static_cast<S*>(a.dc_state) + w.state_at;

@@ -350,4 +350,51 @@ __device__ __forceinline__ state_t<T>* mask_sums(const ScanArgs& a, const Chunks
   return fold_of<T>(a, chunks.count);
 }
 
+/// What a thread of a backward scan sums up over time, for each of its channels.
+template <class T, int W>
+struct ParameterSums {
+  using S = state_t<T>;
+  S dv_f[W] = {}, dv_r[W] = {}, db_f[W] = {}, db_r[W] = {}, dmask[W] = {};
+
+  __device__ __forceinline__ void add(int j, const sru_cell::Backward<value_t<T>>& out, S c_prev) {
+    dv_f[j] += out.du1 * value_t<T>(c_prev);
+    dv_r[j] += out.du2 * value_t<T>(c_prev);
+    db_f[j] += out.du1;
+    db_r[j] += out.du2;
+    dmask[j] += out.dmask;
+  }
+  /// dparams is (4, chunks, parts·B, dirs·H).
+  __device__ __forceinline__ void store(const BackwardScan& a, const Chunks& chunks,
+                                        std::int64_t chunk, const Walk<T>& w) const {
+    const std::int64_t plane = a.dims.states() * a.dims.width();
+    S* sums = static_cast<S*>(a.dparams) + chunk * plane + w.state_at;
+#pragma unroll
+    for (int j = 0; j < W; ++j) {
+      sums[j] += dv_f[j];
+      sums[chunks.count * plane + j] += dv_r[j];
+      sums[2 * chunks.count * plane + j] += db_f[j];
+      sums[3 * chunks.count * plane + j] += db_r[j];
+      if (a.dmask == nullptr) continue;
+      if (chunks.count == 1) {
+        static_cast<S*>(a.dmask)[w.state_at + j] += dmask[j];
+      } else {
+        mask_sums<T>(a, chunks)[chunk * plane + w.state_at + j] = dmask[j];
+      }
+    }
+  }
+};
+
+/// A step's gradients to their places: `du` is the step's.
+template <class T>
+__device__ __forceinline__ void store_gradients(const Walk<T>& w, const SkipGradient<T>& dskip,
+                                                std::int64_t k,
+                                                const sru_cell::Backward<value_t<T>>& out, T* du) {
+  du[0] = narrow<T>(out.du0);
+  du[w.gate] = narrow<T>(out.du1);
+  du[2 * w.gate] = narrow<T>(out.du2);
+  if (dskip.first != nullptr) {
+    dskip.first[k * dskip.step] = narrow<T>(value_t<T>(w.skip_scale) * out.dskip);
+  }
+}
+
 }  // namespace penstock::cuda::sru_scans

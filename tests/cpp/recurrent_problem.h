@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "accuracy.h"
 #include "array.h"
 #include "penstock/gru.h"
 #include "penstock/lstm.h"
@@ -66,6 +67,9 @@ constexpr NamedResult kRecurrentResults[] = {
     {"dh0", &RecurrentResults::dh0, 10.0},
     {"dc0", &RecurrentResults::dc0, 10.0},
 };
+inline bool same_bits(const RecurrentResults& a, const RecurrentResults& b) {
+  return same_bits(a, b, kRecurrentResults);
+}
 
 /// One direction of a cell's parameters, or of their gradients; a bias may be null.
 template <class T>

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "accuracy.h"
 
@@ -333,8 +332,7 @@ void expect_close(const SlicedResults& got, const SlicedResults& expected, DataT
 bool same_bits(const SlicedResults& a, const SlicedResults& b) {
   bool same = true;
   for_each_result(a, b, [&](const std::string&, const Values& x, const Values& y, bool) {
-    same = same && x.size() == y.size() &&
-           (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) == 0);
+    same = same && same_bits(x, y);
   });
   return same;
 }

@@ -2,13 +2,12 @@
 // through the public headers alone.
 #pragma once
 
-#include <cstdlib>
 #include <string>
 #include <vector>
 
+#include "accuracy.h"
 #include "array.h"
 #include "penstock/sru.h"
-#include "setting.h"
 
 namespace penstock::tests {
 
@@ -60,6 +59,9 @@ constexpr SruResult kSruResults[] = {
     {"dmask_c", &SruResults::dmask_c, 10.0},
     {"dx_skip", &SruResults::dx_skip, 10.0},
 };
+inline bool same_bits(const SruResults& a, const SruResults& b) {
+  return same_bits(a, b, kSruResults);
+}
 
 /// Random inputs, already rounded to `dtype`; x and x_skip are NaN at padded
 /// steps.

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 
 #include "accuracy.h"
@@ -25,15 +24,6 @@ void expect_close(const RecurrentResults& got, const RecurrentResults& expected,
     EXPECT_LE(relative_error(got.*r.values, expected.*r.values), r.factor * tolerance_of(dtype))
         << r.name << " " << name_of(dtype) << " " << words;
   }
-}
-
-bool same_bits(const RecurrentResults& a, const RecurrentResults& b) {
-  for (const NamedResult& r : kRecurrentResults) {
-    const Values &x = a.*r.values, &y = b.*r.values;
-    if (x.size() != y.size()) return false;
-    if (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0) return false;
-  }
-  return true;
 }
 
 /// Every cell and every form of it.

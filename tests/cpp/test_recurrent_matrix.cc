@@ -5,8 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -26,15 +24,6 @@ using cuda::MatrixTilePlan;
 using cuda::MatrixTileProblem;
 
 constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16};
-
-bool same_bits(const RecurrentResults& a, const RecurrentResults& b) {
-  for (const NamedResult& r : kRecurrentResults) {
-    const Values &x = a.*r.values, &y = b.*r.values;
-    if (x.size() != y.size()) return false;
-    if (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0) return false;
-  }
-  return true;
-}
 
 // ---- the choice --------------------------------------------------------------------------------
 

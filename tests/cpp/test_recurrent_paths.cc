@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <string>
 
@@ -25,15 +23,6 @@ using cuda::mixing::recurrent_wish;
 using cuda::mixing::RecurrentPath;
 using cuda::mixing::RecurrentPlan;
 using cuda::mixing::RecurrentProblem;
-
-bool same_bits(const RecurrentResults& a, const RecurrentResults& b) {
-  for (const NamedResult& r : kRecurrentResults) {
-    const Values &x = a.*r.values, &y = b.*r.values;
-    if (x.size() != y.size()) return false;
-    if (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0) return false;
-  }
-  return true;
-}
 
 // ---- the choice --------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 
 #include "accuracy.h"
@@ -172,15 +171,6 @@ TEST(SruReference, GradientsAreFiniteDifferences) {
       }
     }
   }
-}
-
-bool same_bits(const SruResults& a, const SruResults& b) {
-  for (const SruResult& r : kSruResults) {
-    const Values &x = a.*r.values, &y = b.*r.values;
-    if (x.size() != y.size()) return false;
-    if (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0) return false;
-  }
-  return true;
 }
 
 SruShape large() {

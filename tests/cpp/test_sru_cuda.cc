@@ -4,13 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <functional>
 
 #include "accuracy.h"
 #include "backends.h"
 #include "cells/sru_cuda_plan.h"
 #include "penstock/config.h"
+#include "setting.h"
 #include "sru_problem.h"
 
 namespace penstock::tests {
@@ -19,15 +19,6 @@ namespace {
 using cuda::sru_scan_plan;
 using cuda::SruScanPlan;
 using cuda::SruScanProblem;
-
-bool same_bits(const SruResults& a, const SruResults& b) {
-  for (const SruResult& r : kSruResults) {
-    const Values &x = a.*r.values, &y = b.*r.values;
-    if (x.size() != y.size()) return false;
-    if (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0) return false;
-  }
-  return true;
-}
 
 // ---- the choice
 // ----------------------------------------------------------------------------------

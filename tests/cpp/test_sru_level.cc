@@ -10,6 +10,7 @@
 #include "backends.h"
 #include "penstock/penstock.h"
 #include "penstock/sliced.h"
+#include "setting.h"
 #include "sru_problem.h"
 
 namespace penstock::tests {

@@ -185,6 +185,7 @@ cudaError_t set_attribute(Function function, cudaFuncAttribute attribute, int va
 cudaError_t get_attributes(cudaFuncAttributes* attributes, Function function) {
   *attributes = {};
   attributes->maxThreadsPerBlock = kMaxThreadsPerBlock;
+  attributes->ptxVersion = 90;
   attributes->maxDynamicSharedSizeBytes = state_of(function).shared_bytes;
   return cudaSuccess;
 }

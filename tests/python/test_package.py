@@ -222,7 +222,7 @@ def test_readme_names_every_setting() -> None:
     settings = set()
     for path in [*(ROOT / "src").rglob("*.[ch]*"), *(ROOT / "python/penstock").rglob("*.py")]:
         text = path.read_text()
-        settings |= set(re.findall(r"(?:getenv\(|environ.{1,6})\"(PENSTOCK_\w+)\"", text))
+        settings |= set(re.findall(r"(?:getenv\(|setting\(|environ.{1,6})\"(PENSTOCK_\w+)\"", text))
     for path in [ROOT / "CMakeLists.txt", *(ROOT / "cmake").glob("*.cmake")]:
         text = path.read_text()
         settings |= set(re.findall(r"^option\((PENSTOCK_\w+)", text, re.M))

@@ -145,6 +145,7 @@ enum cudaFuncAttribute {
 struct cudaFuncAttributes {
   std::size_t sharedSizeBytes;  // static
   int maxThreadsPerBlock;
+  int ptxVersion;
   int maxDynamicSharedSizeBytes;
 };
 
