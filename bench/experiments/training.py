@@ -77,7 +77,7 @@ def train(file: Path | None, options: str, seed: int) -> dict[str, Any]:
         "examples": found["examples"],
         "best_epoch": found["best_epoch"],
         "parameters": found["parameters"],
-        "seconds": round(found["seconds"], 2),
+        "seconds": round(found["seconds"], 4),
     }
 
 
