@@ -23,8 +23,8 @@ FEWEST_ROUNDS = 3
 #: that the next contender needs.
 SETTLE_SECONDS = 0.03
 #: Calls that take longer are not warmed up again at their turn, for the time that it takes. Shorter
-#: ones are: others' arrays have taken the place of this one's in the caches, which a long call fills
-#: again in a thousandth of its time.
+#: ones are: others' arrays have taken the place of this one's in the caches, which a long call
+#: fills again in a thousandth of its time.
 LONG_SECONDS = 0.2
 #: Systems account for running threads only every few milliseconds.
 _SLEEP_SECONDS = 0.015
