@@ -40,6 +40,7 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
   }
   static void pack_forward(const Scan& s, const RowBlock& w) {
     Base::pack_bias(s, w);
+    if (w.products == Products::kRead) return;
     const std::int64_t hidden = s.dims.hidden;
     char* out = static_cast<char*>(w.scratch) + Base::bias_bytes(s.dims);
     Base::pack_gates(s, w, 2, out);
@@ -187,6 +188,7 @@ struct TwoHalves : StepsBase<T, Cell, TwoHalves<T, Cell>> {
                                 Packed<T>::vector_bytes(products, 2 * d.hidden));
   }
   static void pack_backward(const Scan& s, const RowBlock& w) {
+    if (w.products == Products::kRead) return;
     const std::int64_t hidden = s.dims.hidden;
     const T* r = Base::weight(s, w.dir);
     char* out = static_cast<char*>(w.scratch);

@@ -151,10 +151,12 @@ std::size_t scratch_bytes(const Dims& d, const RecurrentVariant& v, bool forward
 }
 
 void prepare(const Context& ctx, const Scan& s, const RecurrentVariant& v, bool forward) {
-  if (products_of(s.dims, forward) == Products::kRead) return;
   const RecurrentSteps& steps = steps_of(s.dims, v);
   constexpr std::int64_t kShares = 8;
-  const double work = static_cast<double>(s.dims.hidden * s.dims.hidden * s.dims.dirs * 32);
+  // Where R is read as it is there are biases alone to bring in order: nothing to wake threads for.
+  const double work = products_of(s.dims, forward) == Products::kRead
+                          ? 0.0
+                          : static_cast<double>(s.dims.hidden * s.dims.hidden * s.dims.dirs * 32);
   for_each(ctx, s.dims.dirs * kShares, work, [&](std::int64_t i) {
     RowBlock b = block_of(s, v, forward, i / kShares);
     b.share = i % kShares;

@@ -393,6 +393,7 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
   }
   static void pack_forward(const Scan& s, const RowBlock& w) {
     Base::pack_bias(s, w);
+    if (w.products == Products::kRead) return;
     const std::int64_t h = s.dims.hidden;
     char* out = static_cast<char*>(w.scratch) + Base::bias_bytes(s.dims);
     if (kUnitPanels) {
@@ -532,6 +533,7 @@ struct Steps : StepsBase<T, Cell, Steps<T, Cell>> {
     return vectors(d.hidden) * Packed<T>::vector_bytes(products, kGates * d.hidden);
   }
   static void pack_backward(const Scan& s, const RowBlock& w) {
+    if (w.products == Products::kRead) return;
     const std::int64_t h = s.dims.hidden;
     Packed<T>::pack_all(w, Base::weight(s, w.dir), h, 1, h, kGates * h,
                         static_cast<char*>(w.scratch));

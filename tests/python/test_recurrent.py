@@ -143,6 +143,29 @@ def test_rows_around_thresholds(
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize(
+    ("batch", "inputs", "hidden", "direction"),
+    [
+        (1, 256, 256, "forward"),
+        (1, 30, 150, "bidirectional"),
+        (5, 300, 80, "reverse"),
+        (15, 150, 150, "forward"),
+        (16, 150, 150, "forward"),
+    ],
+)
+@pytest.mark.parametrize("variant", STEPS)
+def test_single_steps_of_large_weights(
+    backend: Any, *, variant: str, batch: int, inputs: int, hidden: int, direction: str, dtype: str
+) -> None:
+    """Few rows read the weights as they lie, and have only their biases brought in order."""
+    skip_emulated(backend)
+    problem = problem_of(
+        variant, 1, batch, hidden, inputs=inputs, direction=direction, dtype=dtype
+    )  # fmt: skip
+    check(backend, problem)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("steps", "batch", "inputs", "hidden", "direction"),
