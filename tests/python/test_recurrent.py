@@ -159,7 +159,6 @@ def test_single_steps_of_large_weights(
     backend: Any, *, variant: str, batch: int, inputs: int, hidden: int, direction: str, dtype: str
 ) -> None:
     """Few rows read the weights as they lie, and have only their biases brought in order."""
-    skip_emulated(backend)
     problem = problem_of(
         variant, 1, batch, hidden, inputs=inputs, direction=direction, dtype=dtype
     )  # fmt: skip
